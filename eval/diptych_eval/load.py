@@ -1,0 +1,103 @@
+"""Any checkpoint as one object with `encode_image` and `encode_text`.
+
+`load("runs/my_run")` takes a run folder (its averaged weights where it kept them), `load("open_clip:ViT-B-32:openai")` an
+open_clip model, `load("open_clip:folder")` a folder in open_clip's form.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diptych.config import from_tree, read_yaml
+from diptych.data.tokens import trim
+from diptych.errors import CheckpointError
+from diptych.models import dual_encoder
+from diptych.models.dual_encoder import DualEncoder, ModelConfig
+from diptych.models.towers.family import Towers
+from diptych.runfolder import RunFolder
+from diptych.train import checkpoint
+
+_TEXT_BATCH = 512
+
+
+class ModelEncoder:
+    """A dual encoder ready to measure: evaluation mode, no gradients, float32 features on the CPU."""
+
+    def __init__(self, model: DualEncoder) -> None:
+        self.model = model.eval()
+        self.image_size = model.image_size
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self._device = model.logit_scale.device
+
+    @torch.inference_mode()
+    def encode_image(self, images: UInt8[Tensor, "B 3 height width"]) -> Float[Tensor, "B D"]:
+        """Unit-norm features of uint8 pictures."""
+        return self.model.encode_image(images.to(self._device)).cpu()
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Unit-norm features of captions; batches hold captions of similar length, so that little is padding."""
+        if not texts:
+            return torch.empty(0, self.model.embed_dim)
+        tokens = self.model.tokenizer(list(texts))
+        order = torch.argsort((tokens != 0).sum(1))
+        parts = [self.model.encode_text(trim(rows).to(self._device)).cpu() for rows in tokens[order].split(_TEXT_BATCH)]
+        features = torch.cat(parts)
+        return torch.empty_like(features).index_copy_(0, order, features)
+
+
+def load(name: str) -> ModelEncoder:
+    """The model that `name` means.
+
+    Raises:
+        CheckpointError: it is neither a run folder with a checkpoint nor an `open_clip:` name.
+    """
+    if name.startswith("open_clip:"):
+        return ModelEncoder(_load_open_clip(name.removeprefix("open_clip:")))
+    run = RunFolder(Path(name))
+    if not run.exists:
+        raise CheckpointError(f"neither a run folder nor open_clip:NAME[:TAG] · {name} · check the path")
+    return ModelEncoder(load_run(run))
+
+
+def load_run(run: RunFolder) -> DualEncoder:
+    """The model of a run with the weights of its newest intact checkpoint."""
+    config = from_tree(ModelConfig, read_yaml(run.config)["model"], where=str(run.config))
+    model = dual_encoder.build(config, seed=0)
+    try:
+        model.load_state_dict(checkpoint.load_weights(run.checkpoints))
+    except RuntimeError as error:
+        raise CheckpointError(f"weights do not fit config.yaml ({' '.join(str(error).split())[:200]}) · {run.root}") from None
+    return model
+
+
+def _load_open_clip(name: str) -> DualEncoder:
+    """`NAME`, `NAME:TAG`, or a folder with open_clip_config.json and open_clip_model.safetensors."""
+    folder = Path(name)
+    if (folder / "open_clip_config.json").is_file():
+        cfg = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+        towers = {"embed_dim": cfg["embed_dim"], "vision": cfg["vision_cfg"], "text": cfg["text_cfg"]}
+        bias = 0.0 if "init_logit_bias" in cfg else None
+        model = dual_encoder.build(ModelConfig(towers=_open_clip_towers(towers), logit_bias=bias), seed=0)
+        state = load_file(folder / "open_clip_model.safetensors")
+        names = {"visual.": "image_tower.", "text.": "text_tower."}
+        renamed = {}
+        for key, tensor in state.items():
+            head = key.split(".")[0] + "."
+            renamed[names.get(head, head.rstrip(".") if "." not in key else head) + key[len(head) :]] = tensor
+        model.load_state_dict(renamed)
+        return model
+    architecture, _, tag = name.partition(":")
+    towers = {"name": architecture, "weights": tag or None}
+    return dual_encoder.build(ModelConfig(towers=_open_clip_towers(towers)), seed=0)
+
+
+def _open_clip_towers(tree: dict[str, object]) -> Towers:
+    from diptych.models.towers.open_clip import OpenClipTowers
+
+    return from_tree(OpenClipTowers, tree, where="open_clip model")

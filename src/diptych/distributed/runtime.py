@@ -1,0 +1,36 @@
+"""Where this process stands: device, rank, world, precision. One of the two places that read environment variables."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and progress."""
+        return self.rank == 0
+
+
+def launched_ranks() -> Ranks:
+    """Rank and world size as a launcher (accelerate, torchrun, slurm recipes) announces them; one process otherwise."""
+    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def resolve_precision(precision: Precision) -> Literal["bf16", "fp32"]:
+    """`auto` is bf16 where the hardware multiplies it natively (CUDA since Ampere; AVX512-BF16 or AMX), else fp32."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"

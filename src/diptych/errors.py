@@ -1,0 +1,31 @@
+"""The errors that a user can cause and mend.
+
+DiptychError
+├── ConfigError        a key, value or combination in the configuration
+├── DataError          a picture, caption, table, shard or folder
+├── CheckpointError    a checkpoint that is missing, damaged or of another model
+└── DistributedError   ranks, groups and launchers
+
+Every message is one line: *what is wrong (value) · where (file, key, shard, rank) · what to do*.
+`diptych.cli` prints it and exits with code 2; anything else is a bug and keeps its traceback.
+"""
+
+
+class DiptychError(Exception):
+    """The common base: bad input, described in one line."""
+
+
+class ConfigError(DiptychError):
+    """A configuration that cannot be used."""
+
+
+class DataError(DiptychError):
+    """Input data that cannot be used."""
+
+
+class CheckpointError(DiptychError):
+    """A checkpoint that cannot be written, read or matched."""
+
+
+class DistributedError(DiptychError):
+    """A process group that cannot do what was asked."""

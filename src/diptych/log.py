@@ -1,0 +1,100 @@
+"""Handlers, progress bars and `metrics.jsonl`. Handlers are set once by the program, never on import."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_NOISY = ("PIL", "httpx", "urllib3", "filelock", "fsspec", "matplotlib", "accelerate", "torch.distributed", "root")
+
+
+def setup(*, quiet: bool = False, rank: int = 0) -> None:
+    """Sends messages to stderr: warnings of every rank, information of rank 0 only. Called by programs alone."""
+    level = logging.INFO if rank == 0 and not quiet else logging.WARNING
+    console = Console(stderr=True, highlight=False)
+    if sys.stderr.isatty():
+        handler: logging.Handler = RichHandler(console=console, show_path=False, omit_repeated_times=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler], format="%(message)s", force=True)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Bar:
+    """One progress bar; `advance` moves it and may change the text at its end."""
+
+    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, amount: int = 1, *, status: str = "") -> None:
+        """Moves the bar by `amount`."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=amount, status=status)
+
+
+@contextmanager
+def progress(title: str, total: int | None, *, quiet: bool = False, done: int = 0) -> Iterator[Bar]:
+    """A progress bar on stderr; nothing at all where stderr is no terminal or `quiet` is set."""
+    if quiet or not sys.stderr.isatty():
+        yield Bar(None, None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[status]}"), console=Console(stderr=True)) as bars:
+        yield Bar(bars, bars.add_task(title, total=total, completed=done, status=""))
+
+
+class MetricsLog:
+    """Appends one JSON object per logged step to `metrics.jsonl`, and the same numbers to TensorBoard when asked.
+
+    On resume, rows beyond the checkpoint are dropped: their steps are about to be made again.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int = 0, tensorboard: Path | None = None) -> None:
+        self._path = path
+        self._events: SummaryWriter | None = None
+        if path.exists():
+            kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(tensorboard), purge_step=resume_step + 1 if resume_step else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line: the step and its named numbers; NaN and infinity become null, which JSON can hold."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | finite) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes out what the tracker still holds."""
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.jsonl`; a last line cut off by a crash is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

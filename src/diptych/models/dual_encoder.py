@@ -1,0 +1,99 @@
+"""Two towers, one hinge: the model that everything else trains, measures and exports."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from diptych.config import Config, discover
+from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
+from diptych.seeding import derive
+
+discover("diptych.models.towers")
+
+MAX_LOGIT_SCALE = math.log(100.0)
+
+
+def _default_towers() -> Towers:
+    return Towers.named("open_clip")(name="ViT-B-32")  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class ModelConfig(Config):
+    """A dual encoder."""
+
+    towers: Towers = field(default_factory=_default_towers)
+    """Where the image tower and the text tower come from."""
+    init_temperature: float = 0.07
+    """Softmax temperature at the start; logit_scale = ln(1 / temperature). Ignored when weights bring their own."""
+    logit_bias: float | None = None
+    """Start value of a learned bias on the logits (SigLIP uses -10); none: no bias."""
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.init_temperature <= 1.0:
+            raise ValueError(f"init_temperature must lie in [0.01, 1], not {self.init_temperature}")
+
+
+class Embeddings(NamedTuple):
+    """What a forward pass gives the objective."""
+
+    image_features: Float[Tensor, "B D"]
+    """Unit norm."""
+    text_features: Float[Tensor, "B D"]
+    """Unit norm."""
+    logit_scale: Float[Tensor, ""]
+    """Multiplies cosines: already exponentiated."""
+    logit_bias: Float[Tensor, ""] | None
+
+
+class DualEncoder(nn.Module):
+    """An image tower and a text tower that meet in one space, with a learned logit scale (and, if asked, bias)."""
+
+    def __init__(self, built: BuiltTowers, config: ModelConfig) -> None:
+        super().__init__()
+        self.image_tower = built.image_tower
+        self.text_tower = built.text_tower
+        start = built.logit_scale if built.logit_scale is not None else math.log(1 / config.init_temperature)
+        self.logit_scale = nn.Parameter(torch.tensor(start))
+        self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias)) if config.logit_bias is not None else None
+        self.embed_dim = built.embed_dim
+        self.image_size = built.image_size
+        self.tokenizer: TextTokenizer = built.tokenizer
+        self.open_clip_config: dict[str, Any] = built.open_clip_config
+        self.image_mean, self.image_std = built.image_mean, built.image_std
+        # Folded: (x / 255 - mean) / std = x * gain + offset, one pass over the pixels.
+        mean, std = torch.tensor(built.image_mean), torch.tensor(built.image_std)
+        self.register_buffer("pixel_gain", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_offset", (-mean / std).view(1, 3, 1, 1), persistent=False)
+
+    def encode_image(self, images: UInt8[Tensor, "B 3 height width"]) -> Float[Tensor, "B D"]:
+        """Unit-norm float32 features of uint8 pictures; normalisation of the pixels happens here, on the device."""
+        gain, offset = self.get_buffer("pixel_gain"), self.get_buffer("pixel_offset")
+        pixels = torch.addcmul(offset, images.to(gain.dtype), gain).contiguous(memory_format=torch.channels_last)
+        return F.normalize(self.image_tower(pixels).float(), dim=-1)
+
+    def encode_text(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+        """Unit-norm float32 features of token ids."""
+        return F.normalize(self.text_tower(tokens).float(), dim=-1)
+
+    def forward(self, images: UInt8[Tensor, "B 3 height width"], tokens: Int[Tensor, "B L"]) -> Embeddings:
+        """Both towers and the scale: everything an objective needs, in one call that wrappers can see."""
+        return Embeddings(
+            self.encode_image(images), self.encode_text(tokens), self.logit_scale.exp(), self.logit_bias
+        )
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keeps the scale at or below 100, as CLIP does (arXiv:2103.00020, section 2.5). After every optimizer step."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+def build(config: ModelConfig, *, seed: int) -> DualEncoder:
+    """The model with weights drawn from `seed` alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "model"))
+        return DualEncoder(config.towers.build(), config)

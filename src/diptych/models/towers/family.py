@@ -1,0 +1,53 @@
+"""The family of tower sources. A member is one file here: a frozen dataclass of its YAML keys whose `build()` makes both.
+
+    @dataclass(frozen=True)
+    class MyTowers(Towers, name="my_towers"):
+        def build(self) -> BuiltTowers: ...
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from diptych.config import Choice
+
+
+class TextTokenizer(Protocol):
+    """Captions to token ids."""
+
+    context_length: int
+
+    def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B L"]:
+        """Ids padded with 0 to `context_length`."""
+        ...
+
+
+@dataclass(frozen=True)
+class BuiltTowers:
+    """An image tower and a text tower that meet in one space, and how their inputs are made."""
+
+    image_tower: nn.Module
+    """Normalised float images [B, 3, H, W] to features [B, D]."""
+    text_tower: nn.Module
+    """token ids [B, L] to features [B, D]."""
+    tokenizer: TextTokenizer
+    embed_dim: int
+    image_size: int
+    """Side in pixels."""
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    logit_scale: float | None
+    """Stored (logarithmic) value that came with published weights; None for new towers."""
+    open_clip_config: dict[str, Any]
+    """`embed_dim`, `vision_cfg`, `text_cfg` from which open_clip builds the same towers: what an export needs."""
+
+
+class Towers(Choice):
+    """Where the two towers come from."""
+
+    def build(self) -> BuiltTowers:
+        """Makes the towers; draws random weights from torch's default generator."""
+        raise NotImplementedError

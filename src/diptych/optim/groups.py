@@ -1,0 +1,29 @@
+"""Which parameters decay, and at which rate each group learns."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are treated alike."""
+
+    name: str
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+    decays: bool
+
+
+def split(model: nn.Module) -> list[ParameterGroup]:
+    """Trainable parameters in two groups: matrices decay; norms, biases, embeddings and the logit scale do not.
+
+    Norms, biases and scales are recognised by having fewer than two axes, embeddings by their module.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decaying, plain = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            keep = parameter.ndim < 2 or id(parameter) in embeddings or "positional_embedding" in name
+            (plain if keep else decaying).append((name, parameter))
+    groups = [ParameterGroup("decay", tuple(decaying), decays=True), ParameterGroup("plain", tuple(plain), decays=False)]
+    return [group for group in groups if group.parameters]

@@ -1,0 +1,185 @@
+"""The training loop: builds, resumes, steps, logs, saves. What happens in a run is the text of this file."""
+
+import logging
+import sys
+from typing import Protocol
+
+import torch
+
+from diptych import log as logs
+from diptych import runfolder
+from diptych.data.batch import Batch
+from diptych.data.loader import Feed, Loader, build_loader
+from diptych.distributed.collectives import barrier, gather_objects
+from diptych.distributed.runtime import resolve_precision
+from diptych.distributed.wrap import Engine
+from diptych.errors import DiptychError
+from diptych.models import dual_encoder
+from diptych.models.dual_encoder import DualEncoder
+from diptych.models.ema import Ema
+from diptych.optim import optimizers
+from diptych.runfolder import RunFolder
+from diptych.train import checkpoint, step
+from diptych.train.meters import Throughput
+from diptych.train.recipe import MAY_CHANGE, Recipe
+from diptych.train.state import TrainState, restore_newest
+from diptych.train.step import StepResult
+
+log = logging.getLogger(__name__)
+
+
+class Evaluator(Protocol):
+    """Measures a model during training."""
+
+    def __call__(self, model: DualEncoder) -> dict[str, float]:
+        """Named figures, without the leading `eval/`."""
+        ...
+
+
+def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
+    """Runs the recipe to its end, from its newest checkpoint if there is one. Every launched rank must call.
+
+    Returns:
+        The folder of the finished run.
+
+    Raises:
+        DiptychError: the data, the folder or a checkpoint cannot be used; the message says which and what to do.
+    """
+    engine = Engine(resolve_precision(recipe.precision))
+    run = _open_run(recipe, engine)
+    model = dual_encoder.build(recipe.model, seed=recipe.seed)
+    feed = Feed(
+        global_batch=recipe.global_batch,
+        rank=engine.ranks.rank,
+        world_size=engine.ranks.world_size,
+        seed=recipe.seed,
+        image_size=model.image_size,
+        tokenizer=model.tokenizer,
+    )
+    loader = build_loader(recipe.data, feed)
+    model.to(engine.device, memory_format=torch.channels_last)
+    optimizer = optimizers.build(recipe.optim, model)
+    ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+    state = TrainState(model, optimizer, ema)
+    if restore_newest(run.checkpoints, state):
+        log.info("resumed step=%d samples_seen=%d run=%s", state.step, state.samples_seen, run.root)
+    _run_steps(recipe, engine, run, state, loader, evaluator)
+    engine.close()
+    return run
+
+
+def _open_run(recipe: Recipe, engine: Engine) -> RunFolder:
+    """Rank 0 prepares the folder; when that fails, every rank fails with the same message."""
+    problem: DiptychError | None = None
+    if engine.ranks.is_main:
+        try:
+            runfolder.prepare(recipe.run, recipe, may_change=MAY_CHANGE)
+        except DiptychError as error:
+            problem = error
+    for found in gather_objects(problem):
+        if found is not None:
+            raise found
+    return RunFolder(recipe.run)
+
+
+def _run_steps(
+    recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState, loader: Loader, evaluator: Evaluator | None
+) -> None:
+    wrapped, state.optimizer = engine.prepare(state.model, state.optimizer)
+    wrapped.train()
+    reporter = _Reporter(recipe, run, state, active=engine.ranks.is_main)
+    bar_text = f"training {run.root.name}"
+    saved_step = state.step
+    with (
+        loader.batches(state.cursors) as batches,
+        logs.progress(bar_text, recipe.total_steps, quiet=not engine.ranks.is_main, done=state.step) as bar,
+    ):
+        while state.step < recipe.total_steps:
+            before = state.samples_seen
+            with reporter.throughput.waiting():
+                batch = next(batches)
+            result = step.run(recipe, engine, wrapped, state, batch)
+            status = reporter.after_step(result, batch)
+            bar.advance(status=status)
+            if _due(recipe.evaluate.every_samples, before, state.samples_seen):
+                reporter.evaluate(evaluator)
+            if _due(recipe.checkpoint.every_samples, before, state.samples_seen):
+                _save(recipe, engine, run, state)
+                saved_step = state.step
+    if saved_step < state.step:
+        _save(recipe, engine, run, state)
+    reporter.evaluate(evaluator)
+    reporter.close(loader)
+
+
+def _due(every: int | None, before: int, now: int) -> bool:
+    """Whether a multiple of `every` samples was passed by the last step."""
+    return every is not None and now // every > before // every
+
+
+def _save(recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState) -> None:
+    snapshot = state.snapshot()
+    problem: DiptychError | None = None
+    if engine.ranks.is_main:
+        try:
+            checkpoint.save(run.checkpoints, state.step, snapshot, keep_last=recipe.checkpoint.keep_last)
+        except DiptychError as error:
+            problem = error
+    for found in gather_objects(problem):
+        if found is not None:
+            raise found
+
+
+class _Reporter:
+    """Turns steps into metrics; on ranks other than the first it only keeps time."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, state: TrainState, *, active: bool) -> None:
+        self._recipe, self._state, self._active = recipe, state, active
+        self.throughput = Throughput()
+        self._bad: dict[str, int] = {}
+        self._status = ""
+        if active:
+            tensorboard = run.tensorboard if recipe.log.tensorboard else None
+            self._log = logs.MetricsLog(run.metrics, resume_step=state.step, tensorboard=tensorboard)
+
+    def after_step(self, result: StepResult, batch: Batch) -> str:
+        """Logs when due; returns the text beside the progress bar."""
+        self.throughput.count(self._recipe.global_batch)
+        for reason, count in batch.bad.items():
+            self._bad[reason] = self._bad.get(reason, 0) + count
+        last = self._state.step == self._recipe.total_steps
+        if self._active and (self._state.step % self._recipe.log.every_steps == 0 or last):
+            values = self._values(result) | self.throughput.read()
+            self._log.write(self._state.step, values)
+            loss, rate = values["train/loss/total"], values["train/samples_per_second"]
+            self._status = f"loss {loss:.3f} · {rate:,.0f} samples/s"
+            if not sys.stderr.isatty():
+                log.info("step=%d/%d %s", self._state.step, self._recipe.total_steps, self._status)
+        return self._status
+
+    def _values(self, result: StepResult) -> dict[str, float]:
+        """One transfer from the device for all scalars."""
+        device = {f"train/loss/{name}": value for name, value in result.terms.scalars.items()}
+        device |= {"train/grad_norm": result.grad_norm, "train/logit_scale": self._state.model.logit_scale.exp()}
+        numbers = torch.stack([value.detach().float() for value in device.values()]).tolist()
+        bad = {f"data/bad/{reason}": float(count) for reason, count in self._bad.items()}
+        counters = {"train/lr": result.lr, "train/samples_seen": float(self._state.samples_seen)}
+        return dict(zip(device, numbers, strict=True)) | counters | bad
+
+    def evaluate(self, evaluator: Evaluator | None) -> None:
+        """Measures the averaged weights, or the raw ones, on the first rank while the others wait."""
+        if evaluator is not None and self._active:
+            model = self._state.ema.model if self._state.ema is not None else self._state.model
+            was_training = model.training
+            figures = evaluator(model.eval())
+            model.train(was_training)
+            self._log.write(self._state.step, {f"eval/{name}": value for name, value in figures.items()})
+        barrier()
+
+    def close(self, loader: Loader) -> None:
+        """The summary at the end."""
+        if self._active:
+            self._log.close()
+            bad = ", ".join(f"{count} {reason}" for reason, count in sorted(self._bad.items())) or "none"
+            samples, epochs = self._state.samples_seen, self._state.samples_seen / max(loader.num_samples, 1)
+            log.info("finished step=%d samples_seen=%d epochs=%.1f unusable=%s", self._state.step, samples, epochs, bad)

@@ -1,0 +1,96 @@
+"""The root of a run's configuration: one field per component."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diptych.config import Config
+from diptych.data.loader import DataConfig
+from diptych.distributed.runtime import Precision
+from diptych.losses.objective import ObjectiveConfig
+from diptych.models.dual_encoder import ModelConfig
+from diptych.optim.optimizers import OptimConfig
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(Config):
+    """When checkpoints are written and how many are kept."""
+
+    every_samples: int | None = None
+    """Samples between checkpoints; none: one at the end only."""
+    keep_last: int = 2
+    """Newest checkpoints kept on disk."""
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ValueError(f"keep_last must be at least 1, not {self.keep_last}")
+        if self.every_samples is not None and self.every_samples < 1:
+            raise ValueError(f"every_samples must be positive, not {self.every_samples}")
+
+
+@dataclass(frozen=True)
+class LogConfig(Config):
+    """What is written while training."""
+
+    every_steps: int = 10
+    """Optimizer steps between lines of metrics.jsonl; reading the device's scalars is a synchronisation."""
+    tensorboard: bool = True
+    """Also write TensorBoard event files."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Config):
+    """Evaluation during training."""
+
+    config: Path | None = None
+    """YAML of evaluation tasks (as for `diptych eval --config`); none: no evaluation during training."""
+    every_samples: int | None = None
+    """Samples between evaluations; none: at the end only."""
+
+
+@dataclass(frozen=True)
+class Recipe(Config):
+    """Everything a training run is made from."""
+
+    data: DataConfig
+    """Shards, order, pictures and captions."""
+    run: Path = Path("runs/run")
+    """Folder of the run; the same command with the same folder resumes it."""
+    seed: int = 0
+    """The one source of randomness: weights, order, augmentation, caption choice, dropout."""
+    total_samples: int = 1_000_000
+    """Length of the run in samples seen; the master clock of every schedule."""
+    global_batch: int = 256
+    """Pairs per optimizer step over all ranks."""
+    precision: Precision = "auto"
+    """`bf16` autocast or `fp32`; `auto` is bf16 where the hardware has it."""
+    ema_decay: float | None = None
+    """Decay per step of an averaged copy of the weights, in (0, 1); none: no copy."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The two towers."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is minimised."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """How it is minimised."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When checkpoints are written."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """What is written while training."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Evaluation during training."""
+
+    def __post_init__(self) -> None:
+        if self.global_batch < 1 or self.total_samples < self.global_batch:
+            raise ValueError(
+                f"total_samples ({self.total_samples}) must hold at least one global_batch ({self.global_batch})"
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in (0, 1), not {self.ema_decay}")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.total_samples // self.global_batch
+
+
+MAY_CHANGE = ("run", "log", "checkpoint", "evaluate", "precision", "data.workers", "data.shards")
+"""Keys in which a resumed run may differ from its beginning: they do not change what is learned, or where data lie."""

@@ -1,0 +1,92 @@
+"""What a run is at a moment: weights, optimizer, average, position in the data. Turned into a checkpoint and back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diptych.data.batch import Cursors
+from diptych.distributed.collectives import gather_objects
+from diptych.errors import CheckpointError
+from diptych.models.dual_encoder import DualEncoder
+from diptych.models.ema import Ema
+from diptych.optim.groups import split
+from diptych.train import checkpoint
+from diptych.train.checkpoint import Snapshot
+
+
+@dataclass
+class TrainState:
+    """The moving parts of a run; everything else follows from the recipe."""
+
+    model: DualEncoder
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    step: int = 0
+    samples_seen: int = 0
+    cursors: Cursors | None = None
+    """Where this rank's lanes stand after the batches consumed (not those prefetched)."""
+
+    def advance(self, *, samples: int, cursors: Cursors) -> None:
+        """One optimizer step has consumed one global batch."""
+        self.step += 1
+        self.samples_seen += samples
+        self.cursors = cursors
+
+    def snapshot(self) -> Snapshot:
+        """A checkpoint's contents. Every rank must call: the cursors of all ranks are collected."""
+        own = self.cursors.to_json() if self.cursors is not None else {}
+        lanes = {lane: cursor for rank_cursors in gather_objects(own) for lane, cursor in rank_cursors.items()}
+        tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
+        state = {"step": self.step, "samples_seen": self.samples_seen, "cursors": lanes}
+        if self.ema is not None:
+            tensors["ema"] = self.ema.model.state_dict()
+            state["ema_updates"] = self.ema.num_updates
+        return Snapshot(tensors, state)
+
+    def restore(self, snapshot: Snapshot, *, source: Path) -> None:
+        """Takes over a checkpoint's contents.
+
+        Raises:
+            CheckpointError: it belongs to a model with other parameters.
+        """
+        try:
+            self.model.load_state_dict(snapshot.tensors["model"])
+            if self.ema is not None:
+                self.ema.model.load_state_dict(snapshot.tensors["ema"])
+                self.ema.num_updates = snapshot.state["ema_updates"]
+            self._restore_optimizer(snapshot.tensors["optimizer"])
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"checkpoint is of a different model ({reason}) · {source}") from error
+        self.step = snapshot.state["step"]
+        self.samples_seen = snapshot.state["samples_seen"]
+        self.cursors = Cursors.from_json(snapshot.state["cursors"])
+
+    def _parameter_names(self) -> list[str]:
+        """Names in the order in which the optimizer numbers them."""
+        return [name for group in split(self.model) for name, _ in group.parameters]
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        states = self.optimizer.state_dict()["state"]
+        names = self._parameter_names()
+        return {f"{names[i]}/{key}": value for i, state in states.items() for key, value in state.items()}
+
+    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        packed = self.optimizer.state_dict()
+        position = {name: i for i, name in enumerate(self._parameter_names())}
+        states: dict[int, dict[str, Tensor]] = {}
+        for full_name, value in tensors.items():
+            name, _, key = full_name.rpartition("/")
+            states.setdefault(position[name], {})[key] = value
+        self.optimizer.load_state_dict({"state": states, "param_groups": packed["param_groups"]})
+
+
+def restore_newest(folder: Path, state: TrainState) -> bool:
+    """Continues from the newest intact checkpoint in `folder`, if there is one; says whether it did."""
+    found = checkpoint.newest(folder)
+    if found is None:
+        return False
+    state.restore(checkpoint.load(found), source=found)
+    return True
