@@ -3,8 +3,8 @@
     pip install resvg-py
     python data_tools/make_bundled.py WORK_FOLDER
 
-downloads the packages named in `PACKAGES` into WORK_FOLDER with `npm pack` (those already there are used as they are) and
-writes `diptych_data/bundled/`. Archive members are read by name and never extracted to disk. The splits are drawn by a
+downloads the packages named in `PACKAGES` into WORK_FOLDER with `npm pack` (those already there are used as is) and
+ writes `diptych_data/bundled/`. Archive members are read by name and never extracted to disk. The splits are drawn by a
 hash of the concept, so they do not depend on the order or the versions of the packages.
 """
 
@@ -112,7 +112,9 @@ Draw = Callable[[str], Image.Image | None]
 
 
 def _png_artist(archive: tarfile.TarFile, folder: str) -> Draw:
-    files = {Path(name).stem.upper(): name for name in archive.getnames() if name.startswith(f"package/img/{folder}/64/")}
+    files = {
+        Path(name).stem.upper(): name for name in archive.getnames() if name.startswith(f"package/img/{folder}/64/")
+    }
 
     def draw(code: str) -> Image.Image | None:
         return Image.open(io.BytesIO(_read(archive, files[code]))) if code in files else None

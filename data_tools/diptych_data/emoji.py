@@ -17,7 +17,7 @@ Columns: image, name, keywords (separated by ` | `), name_zh, keywords_zh, code,
 import csv
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -73,20 +73,20 @@ def extract(out: Path, *, overwrite: bool = False) -> dict[str, int]:
     labels = {concept.name: number for number, concept in enumerate(plain)}
     tone_labels = {concept.name: number for number, concept in enumerate(toned)}
 
-    def table(name: str, artists: Sequence[str], wanted: Callable[[Concept], bool], classes: dict[str, int]) -> int:
+    def table(name: str, artists: Sequence[str], splits: set[str], classes: dict[str, int]) -> int:
         rows = [
             _row(concept, artist, classes)
             for artist in artists
             for concept in everything
-            if wanted(concept) and concept.code in drawn[artist]
+            if concept.split in splits and concept.code in drawn[artist]
         ]
         return _write(out / f"{name}.csv", rows)
 
-    counts = {"train": table("train", TRAIN_ARTISTS, lambda c: c.split in ("seen", "tone_seen"), labels)}
+    counts = {"train": table("train", TRAIN_ARTISTS, {"seen", "tone_seen"}, labels)}
     for artist in TEST_ARTISTS:
         for split in ("seen", "unseen"):
-            counts[f"{artist}_{split}"] = table(f"{artist}_{split}", [artist], lambda c, s=split: c.split == s, labels)
-    counts["composition"] = table("composition", TRAIN_ARTISTS, lambda c: c.split == "tone_unseen", tone_labels)
+            counts[f"{artist}_{split}"] = table(f"{artist}_{split}", [artist], {split}, labels)
+    counts["composition"] = table("composition", TRAIN_ARTISTS, {"tone_unseen"}, tone_labels)
     _write_classes(out, [concept.name for concept in plain])
     _write_classes(out / "composition", [concept.name for concept in toned])
     shutil.copytree(bundled() / "LICENSES", out / "LICENSES")

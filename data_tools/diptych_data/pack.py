@@ -99,7 +99,9 @@ def pack(options: PackOptions) -> PackSummary:
             shutil.rmtree(out)
         temporary.rename(out)
     except OSError as error:
-        raise DataError(f"shards not written ({error}) · {out} · free space or mend permissions, and start again") from error
+        raise DataError(
+            f"shards not written ({error}) · {out} · free space or mend permissions, and start again"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return summary

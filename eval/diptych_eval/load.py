@@ -1,9 +1,10 @@
 """Any checkpoint as one object with `encode_image` and `encode_text`.
 
-`load("runs/my_run")` takes a run folder (its averaged weights where it kept them), `load("open_clip:ViT-B-32:openai")` an
-open_clip model, `load("open_clip:folder")` a folder in open_clip's form.
+`load("runs/my_run")` takes a run folder (its averaged weights where it kept them), `load("open_clip:ViT-B-32:openai")`
+an open_clip model, `load("open_clip:folder")` a folder in open_clip's form.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ class ModelEncoder:
         self.model = model.eval()
         self.image_size = model.image_size
         self.logit_scale = float(model.logit_scale.detach().exp())
+        self.fingerprint = _fingerprint(model)
         self._device = model.logit_scale.device
 
     @torch.inference_mode()
@@ -49,6 +51,15 @@ class ModelEncoder:
         parts = [self.model.encode_text(trim(rows).to(self._device)).cpu() for rows in tokens[order].split(_TEXT_BATCH)]
         features = torch.cat(parts)
         return torch.empty_like(features).index_copy_(0, order, features)
+
+
+def _fingerprint(model: DualEncoder) -> str:
+    """A hash of all weights and of the architecture."""
+    digest = hashlib.sha256(json.dumps(model.open_clip_config, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(name: str) -> ModelEncoder:
@@ -72,7 +83,9 @@ def load_run(run: RunFolder) -> DualEncoder:
     try:
         model.load_state_dict(checkpoint.load_weights(run.checkpoints))
     except RuntimeError as error:
-        raise CheckpointError(f"weights do not fit config.yaml ({' '.join(str(error).split())[:200]}) · {run.root}") from None
+        raise CheckpointError(
+            f"weights do not fit config.yaml ({' '.join(str(error).split())[:200]}) · {run.root}"
+        ) from None
     return model
 
 

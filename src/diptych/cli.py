@@ -189,9 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verb(verbs: Any, name: str, call: Any, help: str, *, example: str, keys: str | None = None) -> Any:
-    parser = verbs.add_parser(
-        name, help=help, description=help, epilog=f"example: {example}", add_help=keys is None
-    )
+    parser = verbs.add_parser(name, help=help, description=help, epilog=f"example: {example}", add_help=keys is None)
     if keys is not None:
         parser.add_argument("-h", "--help", action=_KeysHelp, source=keys)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")

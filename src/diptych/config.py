@@ -27,7 +27,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, cast, get_args, get_origin
 
@@ -180,7 +180,6 @@ def _position(node: list[Any], key: str, dotted: str) -> int:
 # --- building ----------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
@@ -201,9 +200,8 @@ def _build(cls: type, tree: Any, path: str, problems: list[str]) -> Any:
         return None
     before = len(problems)
     fields = {field.name: field for field in _fields(cls)}
-    for key in tree:
-        if key not in fields and key != "type":
-            problems.append(f"unknown key {_join(path, key)!r}{_nearest(str(key), fields)}")
+    unknown = [key for key in tree if key not in fields and key != "type"]
+    problems += [f"unknown key {_join(path, key)!r}{_nearest(str(key), fields)}" for key in unknown]
     values = {}
     for name, field in fields.items():
         if name in tree:
@@ -323,9 +321,8 @@ def describe(cls: type[Config], prefix: str = "") -> Iterator[Entry]:
         key = f"{prefix}{field.name}"
         options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         inner = [(option, "") for option in options if _is_node(option)]
-        for option in options:
-            if get_origin(option) in (tuple, list) and _is_node(get_args(option)[0]):
-                inner.append((get_args(option)[0], "0."))
+        lists = [option for option in options if get_origin(option) in (tuple, list)]
+        inner += [(get_args(option)[0], "0.") for option in lists if _is_node(get_args(option)[0])]
         yield Entry(key, type_name(hint), "" if inner else default, docs.get(field.name, ""))
         for node, position in inner:
             for member in _members(node):
@@ -347,7 +344,6 @@ def _tag(node: type[Config]) -> str:
     return f"<{get_args(literal)[0]}>." if literal is not None and get_origin(literal) is Literal else ""
 
 
-@lru_cache(maxsize=None)
 def _field_docs(cls: type) -> dict[str, str]:
     """Field name → string literal written under it, base classes included."""
     docs: dict[str, str] = {}
@@ -358,7 +354,7 @@ def _field_docs(cls: type) -> dict[str, str]:
         body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
     except (OSError, TypeError, SyntaxError):
         return docs
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in pairwise(body):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             match following:
                 case ast.Expr(value=ast.Constant(value=str(text))):

@@ -65,14 +65,10 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, resume_step: int = 0, tensorboard: Path | None = None) -> None:
         self._path = path
-        self._events: SummaryWriter | None = None
+        self._events = None if tensorboard is None else _event_writer(tensorboard, resume_step)
         if path.exists():
             kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
             path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(tensorboard), purge_step=resume_step + 1 if resume_step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line: the step and its named numbers; NaN and infinity become null, which JSON can hold."""
@@ -87,6 +83,12 @@ class MetricsLog:
         """Writes out what the tracker still holds."""
         if self._events is not None:
             self._events.close()
+
+
+def _event_writer(folder: Path, resume_step: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and not every run wants it
+
+    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -96,7 +96,9 @@ def _refuse_other_run(run: RunFolder, config: Config, may_change: Sequence[str])
     changes = differences(read_yaml(run.config), to_tree(config))
     changes = [c for c in changes if not any(c.key == free or c.key.startswith(f"{free}.") for free in may_change)]
     if model_changes := [change for change in changes if change.key.startswith("model.")]:
-        raise CheckpointError(f"cannot resume with a different model ({_summary(model_changes)}) · {run.root} · {advice}")
+        raise CheckpointError(
+            f"cannot resume with a different model ({_summary(model_changes)}) · {run.root} · {advice}"
+        )
     if changes:
         raise ConfigError(f"the run was started with other settings ({_summary(changes)}) · {run.root} · {advice}")
 

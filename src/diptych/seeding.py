@@ -13,4 +13,4 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """A NumPy generator for one purpose and position."""
-    return np.random.Generator(np.random.PCG64(derive(seed, *purpose)))
+    return np.random.Generator(np.random.Philox(key=derive(seed, *purpose)))

@@ -13,8 +13,8 @@ def read(folder: Path, captions_file: Path | None = None) -> Sequence[Row]:
     """Rows for every picture below `folder`, sorted by path.
 
     Args:
-        captions_file: one caption per line, in the order of the sorted paths; None: `NAME.txt` beside each picture, one
-            caption per line.
+        captions_file: one caption per line, in the order of the sorted paths; None: `NAME.txt` beside each picture,
+            one caption per line.
 
     Raises:
         DataError: no folder, no pictures, a picture without caption, or another number of captions than of pictures.
@@ -28,8 +28,8 @@ def read(folder: Path, captions_file: Path | None = None) -> Sequence[Row]:
         lines = read_lines(captions_file)
         if len(lines) != len(pictures):
             raise DataError(
-                f"{len(lines)} captions for {len(pictures)} pictures · {captions_file} · write one line per picture, in "
-                f"the order of their sorted paths (first: {pictures[0].name})"
+                f"{len(lines)} captions for {len(pictures)} pictures · {captions_file} · write one line per picture, "
+                f"in the order of their sorted paths (first: {pictures[0].name})"
             )
         return [Row(picture, {"txt": (line,)}) for picture, line in zip(pictures, lines, strict=True)]
     return [Row(picture, {"txt": _beside(picture)}) for picture in pictures]

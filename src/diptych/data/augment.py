@@ -1,17 +1,21 @@
-"""Optional augmentations of a training view. To add one: a field that turns it on, a function, a line in `augment`.
+"""Optional augmentations of training views, a batch at a time. To add one: a field, the numbers it draws, a function.
 
-All of them act on one small picture in a loader worker and draw from the generator they are given, so a sample's view
-depends on (seed, epoch, lane, position) alone.
+Every view is a pure function of its picture and of `DRAWS` uniform numbers, drawn from a generator that is keyed by the
+sample's place in the order; so views do not depend on which worker makes them or what else is in its batch.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFilter
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from diptych.config import Config
 
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+DRAWS = 24
+_LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class AugmentConfig(Config):
     shift: float = 0.0
     """Largest displacement, as a fraction of the side."""
     background: float = 0.0
-    """Probability that transparent parts lie on a random colour instead of white."""
+    """Probability that transparent parts, and corners uncovered by a move, lie on a random colour instead of white."""
     brightness: float = 0.0
     """Largest relative change."""
     contrast: float = 0.0
@@ -45,9 +49,7 @@ class AugmentConfig(Config):
     invert: float = 0.0
     """Probability of the negative."""
     blur: float = 0.0
-    """Probability of a Gaussian blur with radius up to a fortieth of the side."""
-    noise: float = 0.0
-    """Largest standard deviation of pixel noise, as a fraction of the range."""
+    """Probability of a blur of up to one pixel."""
     erase: float = 0.0
     """Probability that a rectangle of up to a ninth of the picture is filled with one colour."""
 
@@ -55,96 +57,117 @@ class AugmentConfig(Config):
         for name in ("flip", "background", "grey", "invert", "blur", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability in [0, 1], not {getattr(self, name)}")
+        if self.zoom >= 1 or self.zoom < 0:
+            raise ValueError(f"zoom must lie in [0, 1), not {self.zoom}")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is turned on."""
+        return self != AugmentConfig()
 
 
-def augment(picture: Image.Image, config: AugmentConfig, rng: np.random.Generator) -> Image.Image:
-    """The changed picture, RGB, of the same size."""
-    picture = _move(picture, config, rng)
-    if config.blur and rng.random() < config.blur:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0) * picture.width / 40))
-    pixels = np.asarray(picture, dtype=np.float32) / 255
-    if pixels.shape[-1] == 4:
-        pixels = _on_background(pixels, config, rng)
-    pixels = _recolour(pixels, config, rng)
-    if config.noise:
-        pixels = pixels + rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(0, config.noise))
-    if config.erase and rng.random() < config.erase:
-        pixels = _erase(pixels, rng)
-    return Image.fromarray((pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+def draw(rng: np.random.Generator) -> np.ndarray:
+    """The numbers in [0, 1) that decide one view."""
+    return rng.random(DRAWS, dtype=np.float32)
 
 
-def _move(picture: Image.Image, config: AugmentConfig, rng: np.random.Generator) -> Image.Image:
+def augment(
+    pictures: UInt8[Tensor, "n 4 side side"], draws: Float[Tensor, "n draws"], config: AugmentConfig
+) -> UInt8[Tensor, "n 3 side side"]:
+    """The changed views on an opaque background.
+
+    Args:
+        pictures: RGBA; opaque pictures have alpha 255.
+        draws: uniform in [0, 1), from `draw`.
+    """
+    u = iter(draws.unbind(1))
+    pixels = pictures.float() / 255
+    pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], 1)  # premultiplied, so that edges do not bleed
+    pixels = _move(pixels, config, [next(u) for _ in range(7)])
+    view = _on_background(pixels, config, torch.stack([next(u) for _ in range(4)], 1))
+    view = _recolour(view, config, [next(u) for _ in range(6)])
+    view = _blur(view, config, next(u), next(u))
+    view = _erase(view, config, torch.stack([next(u) for _ in range(5)], 1))
+    return (view.clamp_(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+def _signed(u: Tensor, largest: float) -> Tensor:
+    return (2 * u - 1) * largest
+
+
+def _move(pixels: Tensor, config: AugmentConfig, u: list[Tensor]) -> Tensor:
     """Mirror, rotation, size, aspect, shear and displacement as one affine resampling."""
     if not any((config.flip, config.rotate, config.zoom, config.stretch, config.shear, config.shift)):
-        return picture
-    side = picture.width
-    angle = np.deg2rad(rng.uniform(-1, 1) * config.rotate)
-    zoom = 1 + rng.uniform(-1, 1) * config.zoom
-    aspect = np.sqrt(1 + rng.uniform(0, 1) * config.stretch) ** rng.choice([-1, 1])
-    mirror = -1.0 if rng.random() < config.flip else 1.0
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    shear = np.array([[1, rng.uniform(-1, 1) * config.shear], [0, 1]])
-    inverse = np.linalg.inv(turn @ shear @ np.diag([mirror * zoom * aspect, zoom / aspect]))
-    centre = np.array([(side - 1) / 2 + 0.5] * 2)
-    offset = centre - inverse @ (centre + rng.uniform(-1, 1, 2) * config.shift * side)
-    matrix = (inverse[0, 0], inverse[0, 1], offset[0], inverse[1, 0], inverse[1, 1], offset[1])
-    fill = None if picture.mode == "RGBA" else _border_colour(picture)
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)
-
-
-def _border_colour(picture: Image.Image) -> tuple[int, ...]:
-    """What uncovered corners of an opaque picture are filled with: its own corner."""
-    colour = picture.getpixel((0, 0))
-    return colour if isinstance(colour, tuple) else (int(colour or 0),) * 3
-
-
-def _on_background(pixels: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    colour = np.ones(3, dtype=np.float32)
-    if config.background and rng.random() < config.background:
-        colour = rng.random(3, dtype=np.float32)
-    alpha = pixels[..., 3:]
-    return pixels[..., :3] * alpha + colour * (1 - alpha)
-
-
-def _recolour(pixels: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Saturation, hue, contrast and brightness as one 3×3 matrix and one offset; grey and negative after them."""
-    matrix, offset = np.eye(3, dtype=np.float32), np.zeros(3, dtype=np.float32)
-    if config.hue:
-        matrix = _hue_rotation(rng.uniform(-1, 1) * config.hue * 2 * np.pi) @ matrix
-    keep = 1 + rng.uniform(-1, 1) * config.saturation
-    if config.grey and rng.random() < config.grey:
-        keep = 0.0
-    matrix = (keep * np.eye(3, dtype=np.float32) + (1 - keep) * _LUMA[None, :]) @ matrix
-    if config.contrast:
-        gain = 1 + rng.uniform(-1, 1) * config.contrast
-        mean = float(pixels.mean())
-        matrix, offset = matrix * gain, offset + mean * (1 - gain)
-    if config.brightness:
-        gain = 1 + rng.uniform(-1, 1) * config.brightness
-        matrix, offset = matrix * gain, offset * gain
-    if config.invert and rng.random() < config.invert:
-        matrix, offset = -matrix, 1 - offset
-    return (pixels @ matrix.T.astype(np.float32) + offset.astype(np.float32)).clip(0, 1)
-
-
-def _hue_rotation(angle: float) -> np.ndarray:
-    """Rotation of RGB around the grey axis (Rodrigues' formula)."""
-    cosine, sine = np.cos(angle), np.sin(angle) / np.sqrt(3)
-    third = (1 - cosine) / 3
-    return np.array(
+        return pixels
+    angle = torch.deg2rad(_signed(u[0], config.rotate))
+    zoom = 1 + _signed(u[1], config.zoom)
+    aspect = torch.exp(_signed(u[2], float(np.log1p(config.stretch)) / 2))
+    mirror = torch.where(u[3] < config.flip, -1.0, 1.0)
+    shear = _signed(u[4], config.shear)
+    cosine, sine, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
+    turn = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
+    # What is given is where each output pixel comes from, so sizes are inverse.
+    scale = torch.stack(
         [
-            [cosine + third, third - sine, third + sine],
-            [third + sine, cosine + third, third - sine],
-            [third - sine, third + sine, cosine + third],
+            torch.stack([mirror / (zoom * aspect), shear], 1),
+            torch.stack([zero, aspect / zoom], 1),
         ],
-        dtype=np.float32,
+        1,
     )
+    shift = torch.stack([_signed(u[5], 2 * config.shift), _signed(u[6], 2 * config.shift)], 1)
+    matrix = torch.cat([scale @ turn, shift[:, :, None]], 2)
+    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _erase(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    side = pixels.shape[0]
-    height, width = rng.integers(side // 8, side // 3 + 1, 2)
-    top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
-    pixels = pixels.copy()
-    pixels[top : top + height, left : left + width] = rng.random(3, dtype=np.float32)
-    return pixels
+def _on_background(pixels: Tensor, config: AugmentConfig, u: Tensor) -> Tensor:
+    colour = torch.where(u[:, :1] < config.background, u[:, 1:], 1.0)
+    return pixels[:, :3] + colour[:, :, None, None] * (1 - pixels[:, 3:])
+
+
+def _recolour(view: Tensor, config: AugmentConfig, u: list[Tensor]) -> Tensor:
+    """Hue, saturation or grey, contrast, brightness and negative as one 3x3 matrix and one offset per picture."""
+    if not any((config.hue, config.saturation, config.grey, config.contrast, config.brightness, config.invert)):
+        return view
+    keep = torch.where(u[2] < config.grey, 0.0, 1 + _signed(u[1], config.saturation))[:, None, None]
+    matrix = (keep * torch.eye(3) + (1 - keep) * _LUMA.expand(3, 3)) @ _hue_rotation(_signed(u[0], config.hue))
+    gain = (1 + _signed(u[3], config.contrast)) * (1 + _signed(u[4], config.brightness))
+    mean = view.mean((1, 2, 3))
+    offset = mean * (1 + _signed(u[4], config.brightness)) - mean * gain
+    sign = torch.where(u[5] < config.invert, -1.0, 1.0)
+    matrix = matrix * (sign * gain)[:, None, None]
+    offset = torch.where(sign < 0, 1 - offset, offset)
+    return torch.baddbmm(offset[:, None, None], matrix, view.flatten(2)).view_as(view).clamp_(0, 1)
+
+
+def _hue_rotation(turns: Float[Tensor, " n"]) -> Float[Tensor, "n 3 3"]:
+    """Rotation of RGB around the grey axis (Rodrigues' formula)."""
+    cosine, sine = torch.cos(2 * torch.pi * turns), torch.sin(2 * torch.pi * turns) / 3**0.5
+    third = (1 - cosine) / 3
+    same, up, down = cosine + third, third + sine, third - sine
+    rows = [[same, down, up], [up, same, down], [down, up, same]]
+    return torch.stack([torch.stack(row, 1) for row in rows], 1)
+
+
+def _blur(view: Tensor, config: AugmentConfig, chance: Tensor, amount: Tensor) -> Tensor:
+    if not config.blur:
+        return view
+    rows = (chance < config.blur).nonzero()[:, 0]
+    if len(rows):
+        sharp = view[rows]
+        soft = F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        view[rows] = torch.lerp(sharp, soft, amount[rows, None, None, None])
+    return view
+
+
+def _erase(view: Tensor, config: AugmentConfig, u: Tensor) -> Tensor:
+    if not config.erase:
+        return view
+    side = view.shape[-1]
+    for row in (u[:, 0] < config.erase).nonzero()[:, 0].tolist():
+        chance, width, height, left, top = u[row].tolist()
+        columns, rows = int(side * (0.1 + 0.23 * width)), int(side * (0.1 + 0.23 * height))
+        x, y = int(left * (side - columns)), int(top * (side - rows))
+        # The number that chose this row is uniform below the probability: spread out again, it is the colour.
+        view[row, :, y : y + rows, x : x + columns] = torch.tensor([chance / config.erase, left, width])[:, None, None]
+    return view

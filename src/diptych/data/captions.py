@@ -4,6 +4,7 @@ import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -47,6 +48,7 @@ class CaptionConfig(Config):
     """Longer captions are cut here before tokenising."""
 
 
+@lru_cache(maxsize=65536)
 def clean(text: str, *, max_chars: int = 1000) -> str:
     """Unicode NFC, control characters and runs of white space become single spaces, cut to `max_chars`."""
     text = unicodedata.normalize("NFC", text[: 4 * max_chars])
@@ -82,14 +84,19 @@ def choose(captions: Captions, config: CaptionConfig, rng: np.random.Generator) 
     possible = [view for view in config.views if any(_texts(captions, column) for column in view.columns)]
     if not possible:
         raise UnusableSample("no_caption")
-    weights = np.array([view.weight for view in possible])
-    view = possible[int(rng.choice(len(possible), p=weights / weights.sum()))] if len(possible) > 1 else possible[0]
+    point = rng.random() * sum(view.weight for view in possible)
+    view = possible[-1]
+    for candidate in possible:
+        if point < candidate.weight:
+            view = candidate
+            break
+        point -= candidate.weight
     parts: list[str] = []
     for number, column in enumerate(view.columns):
         texts = _texts(captions, column)
         wanted = 1 if number == 0 else int(rng.integers(1, view.max_texts + 1))
-        parts += [texts[i] for i in rng.permutation(len(texts))[:wanted]]
-    template = view.templates[int(rng.integers(len(view.templates)))]
+        parts += texts if len(texts) == 1 else [texts[i] for i in rng.permutation(len(texts))[:wanted]]
+    template = view.templates[int(rng.integers(len(view.templates)))] if len(view.templates) > 1 else view.templates[0]
     caption = clean(template.replace("{}", view.separator.join(parts)), max_chars=config.max_chars)
     if not caption:
         raise UnusableSample("no_caption")

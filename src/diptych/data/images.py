@@ -1,4 +1,4 @@
-"""From bytes to uint8 pixels: decoding that distrusts its input, the crop of training and the fixed view of evaluation."""
+"""From bytes to uint8 pixels: decoding that distrusts its input, training's crop and evaluation's fixed view."""
 
 import io
 import warnings
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from diptych.config import Config
-from diptych.data.augment import AugmentConfig, augment
+from diptych.data.augment import AugmentConfig
 from diptych.data.faults import UnusableSample
 
 _MAX_PIXELS = 50_000_000
@@ -103,14 +103,12 @@ def evaluation_view(picture: Image.Image, size: int) -> UInt8[Tensor, "3 size si
     return to_tensor(picture.crop((left, top, left + size, top + size)))
 
 
-def training_view(
-    picture: Image.Image, size: int, config: ImageConfig, rng: np.random.Generator
-) -> UInt8[Tensor, "3 size size"]:
-    """A random crop brought to `size` (bicubic, antialiased), then the augmentations."""
-    box = _random_box(picture.size, config, rng) if config.min_crop < 1 else (0.0, 0.0, *map(float, picture.size))
+def training_pixels(picture: Image.Image, size: int, config: ImageConfig, rng: np.random.Generator) -> np.ndarray:
+    """A random crop brought to `size` (bicubic, antialiased), as RGBA [4, size, size]; augmentation comes after."""
+    box = _random_box(picture.size, config, rng) if config.min_crop < 1 else None
     if picture.size != (size, size) or config.min_crop < 1:
         picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return to_tensor(augment(picture, config.augment, rng))
+    return np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
 
 
 def _random_box(

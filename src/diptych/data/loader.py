@@ -3,10 +3,11 @@
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -15,10 +16,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from diptych.config import Config
 from diptych.data import captions as texts
 from diptych.data import stream
+from diptych.data.augment import augment, draw
 from diptych.data.batch import Batch, Chunk, Cursors, merge
 from diptych.data.captions import CaptionConfig
 from diptych.data.faults import FaultCounter, UnusableSample
-from diptych.data.images import ImageConfig, decode, evaluation_view, picture_extension, training_view
+from diptych.data.images import ImageConfig, decode, evaluation_view, picture_extension, training_pixels
 from diptych.data.order import LaneCursor, Share
 from diptych.data.stream import LanePlan, RawSample
 from diptych.data.tokens import Tokenizer
@@ -44,12 +46,14 @@ class DataConfig(Config):
     """Crop and augmentation."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
     """Which caption a picture gets."""
+    cache_mib: int = 0
+    """Memory per worker for prepared pictures, MiB: small sets are decoded once, where images.min_crop is 1."""
     max_bad_fraction: float = 0.01
     """The run stops when more than this share of the samples is unusable."""
 
     def __post_init__(self) -> None:
-        if self.lanes < 1 or self.shuffle_window < 1 or self.workers < 0:
-            raise ValueError("lanes and shuffle_window must be at least 1, workers at least 0")
+        if self.lanes < 1 or self.shuffle_window < 1 or self.workers < 0 or self.cache_mib < 0:
+            raise ValueError("lanes and shuffle_window must be at least 1, workers and cache_mib at least 0")
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,11 @@ class Loader:
                 f"{config.shards} · lower global_batch"
             )
 
-    def batches(self, start: Cursors | None = None) -> contextlib.closing[Iterator[Batch]]:
+    def batches(self, start: Cursors | None = None) -> contextlib.closing[Generator[Batch]]:
         """Endless batches from `start` (None: the beginning), as a context manager that ends the workers."""
-        return contextlib.closing(self._generate(start))  # type: ignore[type-var]
+        return contextlib.closing(self._generate(start))
 
-    def _generate(self, start: Cursors | None) -> Iterator[Batch]:
+    def _generate(self, start: Cursors | None) -> Generator[Batch]:
         config = self._config
         dataset = _Chunks(config, self._feed, self._shards, start)
         chunks = iter(
@@ -138,12 +142,25 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """One usable sample."""
+
+    key: str
+    caption: str
+    pixels: np.ndarray
+    """uint8 RGBA [4, size, size]."""
+    draws: np.ndarray
+    """What decides its augmentation."""
+
+
 class _Chunks(IterableDataset[Chunk]):
     """Each reader's part of one global batch after another."""
 
     def __init__(self, config: DataConfig, feed: Feed, shards: tuple[str, ...], start: Cursors | None) -> None:
         self._config, self._feed, self._shards = config, feed, shards
         self._start = start if start is not None else Cursors(0, {})
+        self._cache = PixelCache(config.cache_mib * 2**20)
 
     def __iter__(self) -> Iterator[Chunk]:
         worker = get_worker_info()
@@ -156,37 +173,42 @@ class _Chunks(IterableDataset[Chunk]):
         while True:
             slots = tuple(share.slots(slot, slot + self._feed.global_batch))
             slot += self._feed.global_batch
-            yield self._chunk(slots, slot, lanes, cursors)
+            bad: list[tuple[str, str]] = []
+            samples = []
+            for wanted in slots:
+                lane = wanted % self._config.lanes
+                samples.append(self._next_usable(lane, lanes[lane], cursors, bad))
+            yield self._chunk(slots, samples, Cursors(slot, dict(cursors)), tuple(bad))
 
     def _plan(self, lane: int) -> LanePlan:
         config = self._config
         return LanePlan(self._shards, lane, config.lanes, self._feed.seed, config.shuffle_window)
 
     def _chunk(
-        self,
-        slots: tuple[int, ...],
-        end: int,
-        lanes: dict[int, Iterator[tuple[RawSample, LaneCursor]]],
-        cursors: dict[int, LaneCursor],
+        self, slots: tuple[int, ...], samples: list[_Prepared], cursors: Cursors, bad: tuple[tuple[str, str], ...]
     ) -> Chunk:
-        images, captions, keys = [], [], []
-        bad: list[tuple[str, str]] = []
-        for slot in slots:
-            lane = slot % self._config.lanes
-            image, caption, key = self._next_usable(lane, lanes[lane], cursors, bad)
-            images.append(image)
-            captions.append(caption)
-            keys.append(key)
+        captions = [sample.caption for sample in samples]
+        tokens = self._feed.tokenizer(captions) if captions else torch.empty(0, 1, dtype=torch.long)
+        ids = torch.tensor([derive(0, caption) for caption in captions], dtype=torch.long)
+        keys = tuple(sample.key for sample in samples)
+        return Chunk(slots, self._views(samples), tokens, keys, ids, cursors, bad)
+
+    def _views(self, samples: list[_Prepared]) -> UInt8[Tensor, "n 3 side side"]:
         size = self._feed.image_size
-        return Chunk(
-            slots=slots,
-            images=torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8),
-            tokens=self._feed.tokenizer(captions) if captions else torch.empty(0, 1, dtype=torch.long),
-            keys=tuple(keys),
-            caption_ids=torch.tensor([derive(0, caption) for caption in captions], dtype=torch.long),
-            cursors=Cursors(end, dict(cursors)),
-            bad=tuple(bad),
-        )
+        if not samples:
+            return torch.empty(0, 3, size, size, dtype=torch.uint8)
+        pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+        draws = torch.from_numpy(np.stack([sample.draws for sample in samples]))
+        return augment(pixels, draws, self._config.images.augment)
+
+    def _pixels(self, raw: RawSample, rng: np.random.Generator) -> np.ndarray:
+        pixels = self._cache.get(raw)
+        if pixels is None:
+            picture = decode(_picture_bytes(raw), at_least=self._feed.image_size)
+            pixels = training_pixels(picture, self._feed.image_size, self._config.images, rng)
+            if self._config.images.min_crop == 1:
+                self._cache.put(raw, pixels)
+        return pixels
 
     def _next_usable(
         self,
@@ -194,15 +216,15 @@ class _Chunks(IterableDataset[Chunk]):
         samples: Iterator[tuple[RawSample, LaneCursor]],
         cursors: dict[int, LaneCursor],
         bad: list[tuple[str, str]],
-    ) -> tuple[Tensor, str, str]:
+    ) -> _Prepared:
         """The lane's next sample that can be used; moves its cursor past it and past the unusable ones before it."""
         for raw, cursor in samples:
             cursors[lane] = cursor
             rng = generator(self._feed.seed, "sample", cursor.epoch, lane, cursor.position)
             try:
                 caption = texts.choose(texts.read(raw.members), self._config.captions, rng)
-                picture = decode(_picture_bytes(raw), at_least=self._feed.image_size)
-                return training_view(picture, self._feed.image_size, self._config.images, rng), caption, raw.key
+                pixels = self._pixels(raw, rng)
+                return _Prepared(raw.key, caption, pixels, draw(rng))
             except UnusableSample as fault:
                 bad.append((fault.reason, raw.shard))
                 if len(bad) >= _GIVE_UP:
@@ -211,6 +233,24 @@ class _Chunks(IterableDataset[Chunk]):
                         "check data.shards and data.captions.views"
                     ) from fault
         raise AssertionError("lanes are endless")
+
+
+class PixelCache:
+    """Remembers prepared pictures where every epoch prepares them alike (no random crop): the first that fit stay."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+        self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+    def get(self, raw: RawSample) -> np.ndarray | None:
+        """The pixels, if they are known."""
+        return self._kept.get((raw.shard, raw.key))
+
+    def put(self, raw: RawSample, pixels: np.ndarray) -> None:
+        """Keeps the pixels while there is room."""
+        if pixels.nbytes <= self._left:
+            self._left -= pixels.nbytes
+            self._kept[raw.shard, raw.key] = np.ascontiguousarray(pixels)
 
 
 _GIVE_UP = 10_000

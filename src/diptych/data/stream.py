@@ -10,6 +10,7 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from diptych.data import index
+from diptych.data.index import ShardIndex
 from diptych.data.order import LaneCursor, deal, shuffled_window
 from diptych.errors import DataError
 
@@ -46,8 +47,10 @@ def list_shards(pattern: str) -> tuple[str, ...]:
         found = sorted(str(shard) for shard in path.glob("*.tar"))
         problem = "folder holds no .tar shards"
     elif "*" in pattern or "?" in pattern:
-        found = sorted(str(shard) for shard in Path().glob(pattern)) if not path.is_absolute() else sorted(
-            str(shard) for shard in Path("/").glob(pattern.lstrip("/"))
+        found = (
+            sorted(str(shard) for shard in Path().glob(pattern))
+            if not path.is_absolute()
+            else sorted(str(shard) for shard in Path("/").glob(pattern.lstrip("/")))
         )
         problem = "no shard matches the pattern"
     else:
@@ -62,7 +65,23 @@ def list_shards(pattern: str) -> tuple[str, ...]:
 
 
 def read_shard(shard: str) -> Iterator[RawSample]:
-    """The samples of one shard in the order they lie in it."""
+    """The samples of one shard in the order they lie in it: by its index if there is one, else by reading the tar."""
+    known = index.read(Path(shard)) if Path(shard).is_file() else None
+    return _read_tar(shard) if known is None else _read_indexed(shard, known)
+
+
+def _read_indexed(shard: str, known: ShardIndex) -> Iterator[RawSample]:
+    """Members by their offsets: about a tenth of the time of parsing headers."""
+    with Path(shard).open("rb") as file:
+        for sample in known.samples:
+            members = {}
+            for extension, place in sample.members.items():
+                file.seek(place.offset)
+                members[extension] = file.read(place.size)
+            yield RawSample(sample.key, members, shard)
+
+
+def _read_tar(shard: str) -> Iterator[RawSample]:
     with gopen(shard) as file:
         members = (record | {"__url__": shard} for record in tar_file_iterator(file))
         for sample in group_by_keys(members):
@@ -86,13 +105,17 @@ def lane_samples(plan: LanePlan, start: LaneCursor) -> Iterator[tuple[RawSample,
     """
     epoch, position, empty_epochs = start.epoch, start.position, 0
     while True:
-        shards = [plan.shards[number] for number in deal(len(plan.shards), plan.lanes, seed=plan.seed, epoch=epoch)[plan.lane]]
+        shards = [
+            plan.shards[number] for number in deal(len(plan.shards), plan.lanes, seed=plan.seed, epoch=epoch)[plan.lane]
+        ]
         count = 0
         for count, sample in enumerate(_epoch(shards, plan, epoch, position), start=1):
             yield sample, LaneCursor(epoch, position + count)
         empty_epochs = 0 if count or position else empty_epochs + 1
         if empty_epochs == 100:  # a lane may draw only empty shards now and then, not a hundred times in a row
-            raise DataError(f"no samples in 100 epochs of lane {plan.lane} · {plan.shards[0]} … · are the shards empty?")
+            raise DataError(
+                f"no samples in 100 epochs of lane {plan.lane} · {plan.shards[0]} … · are the shards empty?"
+            )
         epoch, position = epoch + 1, 0
 
 

@@ -48,8 +48,11 @@ class Engine:
 
     def prepare(self, model: M, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Moves the model to the device and wraps both as the accelerate configuration asks."""
-        if self._accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU,
-                                                      DistributedType.MULTI_GPU):
+        if self._accelerator.distributed_type not in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        ):
             raise DistributedError(
                 f"{self._accelerator.distributed_type.value} is not supported yet · accelerate configuration · "
                 "use one process or plain data parallel (configs/accelerate/ddp.yaml)"

@@ -1,7 +1,7 @@
 """The symmetric contrastive losses, as pure functions of features. Useful without the rest of the package.
 
-    from diptych.losses.contrastive import clip_loss
-    loss = clip_loss(image_features, text_features, logit_scale)
+from diptych.losses.contrastive import clip_loss
+loss = clip_loss(image_features, text_features, logit_scale)
 """
 
 import torch
@@ -22,8 +22,8 @@ def clip_loss(
 
         loss = ½ Σ_i [ CE(s·x_i·, π_i·) + CE(s·x_·i, π_i·) ] / B,   x_ij = image_i · text_j
 
-    Source: arXiv:2103.00020, figure 3, where π is the identity. With `caption_ids` (equal id = equal caption, as when two
-    artists drew one concept) π_ij is uniform over the j with i's caption: arXiv:2004.11362, eq. 2, with its targets.
+    Source: arXiv:2103.00020, figure 3, where π is the identity. With `caption_ids` (equal id = equal caption, as when
+    two artists drew one concept) π_ij is uniform over the j with i's caption: the targets of arXiv:2004.11362, eq. 2.
 
     Args:
         image_features: unit norm.

@@ -22,7 +22,7 @@ class ContrastiveConfig(Config):
     normaliser: Literal["softmax", "sigmoid"] = "softmax"
     """`softmax` is CLIP's loss, `sigmoid` SigLIP's (give the model a logit_bias)."""
     targets: Literal["identity", "same_caption"] = "identity"
-    """`identity`: only the own caption is right; `same_caption`: equal captions in the batch are right for each other."""
+    """`identity`: the own caption alone is right; `same_caption`: equal captions in a batch are right for all."""
     label_smoothing: float = 0.0
     """Share of a softmax target spread evenly over all candidates, in [0, 1)."""
 

@@ -82,9 +82,7 @@ class DualEncoder(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "B 3 height width"], tokens: Int[Tensor, "B L"]) -> Embeddings:
         """Both towers and the scale: everything an objective needs, in one call that wrappers can see."""
-        return Embeddings(
-            self.encode_image(images), self.encode_text(tokens), self.logit_scale.exp(), self.logit_bias
-        )
+        return Embeddings(self.encode_image(images), self.encode_text(tokens), self.logit_scale.exp(), self.logit_bias)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -20,10 +20,14 @@ def split(model: nn.Module) -> list[ParameterGroup]:
     Norms, biases and scales are recognised by having fewer than two axes, embeddings by their module.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decaying, plain = [], []
+    decaying: list[tuple[str, nn.Parameter]] = []
+    plain: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             keep = parameter.ndim < 2 or id(parameter) in embeddings or "positional_embedding" in name
             (plain if keep else decaying).append((name, parameter))
-    groups = [ParameterGroup("decay", tuple(decaying), decays=True), ParameterGroup("plain", tuple(plain), decays=False)]
+    groups = [
+        ParameterGroup("decay", tuple(decaying), decays=True),
+        ParameterGroup("plain", tuple(plain), decays=False),
+    ]
     return [group for group in groups if group.parameters]

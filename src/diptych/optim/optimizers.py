@@ -45,9 +45,7 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
         }
         for group in split(model)
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

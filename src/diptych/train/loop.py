@@ -57,7 +57,8 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
         tokenizer=model.tokenizer,
     )
     loader = build_loader(recipe.data, feed)
-    model.to(engine.device, memory_format=torch.channels_last)
+    model.to(engine.device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs know it for tensors only
     optimizer = optimizers.build(recipe.optim, model)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     state = TrainState(model, optimizer, ema)

@@ -22,7 +22,7 @@ class TrainState:
 
     model: DualEncoder
     optimizer: torch.optim.Optimizer
-    ema: Ema | None
+    ema: Ema[DualEncoder] | None
     step: int = 0
     samples_seen: int = 0
     cursors: Cursors | None = None

@@ -53,7 +53,7 @@ def _forward(recipe: Recipe, engine: Engine, model: nn.Module, batch: Batch) -> 
     with engine.autocast():
         embeddings = model(images, tokens)
     # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.
-    pairs = Pairs(*embeddings, caption_ids=batch.caption_ids.to(device, non_blocking=True))
+    pairs = Pairs(**embeddings._asdict(), caption_ids=batch.caption_ids.to(device, non_blocking=True))
     return objective.evaluate(recipe.objective, pairs, engine.ranks)
 
 

@@ -1,8 +1,8 @@
-"""The family of tower sources. A member is one file here: a frozen dataclass of its YAML keys whose `build()` makes both.
+"""The family of tower sources. A member is one file here: a frozen dataclass of its YAML keys with a `build()`.
 
-    @dataclass(frozen=True)
-    class MyTowers(Towers, name="my_towers"):
-        def build(self) -> BuiltTowers: ...
+@dataclass(frozen=True)
+class MyTowers(Towers, name="my_towers"):
+    def build(self) -> BuiltTowers: ...
 """
 
 from collections.abc import Sequence

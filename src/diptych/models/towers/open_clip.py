@@ -1,4 +1,4 @@
-"""Towers from open_clip's model factory: any of its configurations, changed where asked, random or published weights."""
+"""Towers from open_clip's model factory: any of its configurations, changed where asked, random or public weights."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ class OpenClipTowers(Towers, name="open_clip"):
     """Both towers of an open_clip model."""
 
     name: str | None = None
-    """An open_clip model name (`ViT-B-32`) or a file in its JSON form; none: `embed_dim`, `vision` and `text` say all."""
+    """An open_clip model name (`ViT-B-32`) or JSON file in its form; none: `embed_dim`, `vision` and `text` say all."""
     embed_dim: int | None = None
     """Width D of the shared space; none: the named model's."""
     vision: dict[str, Any] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class OpenClipTowers(Towers, name="open_clip"):
     """A tag that open_clip knows for this name (`openai`, `laion2b_s34b_b79k`), or a local .safetensors/.pt file."""
 
     def build(self) -> BuiltTowers:
-        """See Towers. Raises ConfigError for keys that open_clip does not take, CheckpointError for unusable weights."""
+        """See Towers. Raises ConfigError for keys open_clip does not take, CheckpointError for unusable weights."""
         config = self.resolved()
         try:
             model = CustomTextCLIP(**config)

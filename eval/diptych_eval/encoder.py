@@ -1,0 +1,26 @@
+"""What can be measured: anything that turns pictures and texts into unit vectors."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+class Encoder(Protocol):
+    """A model behind two functions."""
+
+    image_size: int
+    """Side of the square pictures it takes, pixels."""
+    logit_scale: float
+    """Multiplies cosines in its softmax."""
+    fingerprint: str
+    """Differs between models that give different features."""
+
+    def encode_image(self, images: UInt8[Tensor, "B 3 height width"]) -> Float[Tensor, "B D"]:
+        """Unit-norm float32 features."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Unit-norm float32 features."""
+        ...

@@ -1,0 +1,71 @@
+"""Installs the project, editable, into the environment that runs this script; `make` calls it.
+
+The exact versions come from constraints.txt. On a machine without an NVIDIA GPU the CUDA packages of torch are
+gigabytes that nobody needs: where plain pip would bring them, torch's CPU build is fetched through uv, which knows
+where it lies.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
+
+
+def main() -> int:
+    """Torch first, in the right build, then everything else."""
+    torch = pinned("torch")
+    if not has_gpu() and wants_cuda(planned(torch)):
+        pip("uv")
+        run([sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--torch-backend", "cpu", torch])
+    pip("-c", str(CONSTRAINTS), "-e", str(ROOT), *development_tools())
+    return 0
+
+
+def pinned(package: str) -> str:
+    """The requirement of `package` in the constraints file."""
+    for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines():
+        if line.partition("==")[0] == package:
+            return line
+    raise SystemExit(f"install: {package} is not pinned · {CONSTRAINTS} · add a line {package}==VERSION")
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver is at hand."""
+    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+
+
+def planned(requirement: str) -> list[str]:
+    """Names of what pip would install for a requirement."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", requirement]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return [item["metadata"]["name"] for item in report["install"]]
+
+
+def wants_cuda(packages: list[str]) -> bool:
+    """Whether CUDA's libraries are among the packages."""
+    return any(name.lower().startswith(("nvidia-", "cuda-", "triton")) for name in packages)
+
+
+def development_tools() -> list[str]:
+    """The requirements of the `dev` dependency group."""
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["dev"])
+
+
+def pip(*arguments: str) -> None:
+    """Runs pip of this environment."""
+    run([sys.executable, "-m", "pip", "install", "--quiet", *arguments])
+
+
+def run(command: list[str]) -> None:
+    """Runs a command; its failure is ours."""
+    if subprocess.run(command, check=False).returncode:
+        raise SystemExit(f"install: failed: {' '.join(command)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
