@@ -63,6 +63,8 @@ def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
             return _plain_mode(ImageOps.exif_transpose(picture))
     except UnusableSample:
         raise
+    except Image.DecompressionBombError as error:
+        raise UnusableSample("too_large", str(error)) from error
     except Exception as error:  # a decoder fed with hostile bytes raises whatever it likes
         raise UnusableSample("undecodable", str(error)) from error
 

@@ -14,17 +14,22 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
-        gathered = local.new_empty((dist.get_world_size(group) * local.shape[0], *local.shape[1:]))
-        dist.all_gather_into_tensor(gathered, local.contiguous(), group=group)
-        return gathered
+        return _concatenated(local, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         world = dist.get_world_size(ctx.group)
         share = gradient.new_empty((gradient.shape[0] // world, *gradient.shape[1:]))
-        dist.reduce_scatter_tensor(share, gradient.contiguous(), group=ctx.group)
+        dist.reduce_scatter(share, list(gradient.contiguous().chunk(world)), group=ctx.group)
         return share, None
+
+
+def _concatenated(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    world = dist.get_world_size(group)
+    gathered = local.new_empty((world * local.shape[0], *local.shape[1:]))
+    dist.all_gather(list(gathered.chunk(world)), local.contiguous(), group=group)
+    return gathered
 
 
 def all_gather(local: Float[Tensor, "B ..."], group: dist.ProcessGroup | None = None) -> Float[Tensor, "G ..."]:
@@ -42,9 +47,7 @@ def all_gather_rows(local: Tensor, group: dist.ProcessGroup | None = None) -> Te
     """The same for integers such as ids: no gradient."""
     if not (dist.is_available() and dist.is_initialized()):
         return local
-    gathered = local.new_empty((dist.get_world_size(group) * local.shape[0], *local.shape[1:]))
-    dist.all_gather_into_tensor(gathered, local.contiguous(), group=group)
-    return gathered
+    return _concatenated(local, group)
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

@@ -90,7 +90,8 @@ def _run_steps(
     wrapped.train()
     reporter = _Reporter(recipe, run, state, active=engine.ranks.is_main)
     bar_text = f"training {run.root.name}"
-    saved_step = state.step
+    first_step = saved_step = state.step
+    before = state.samples_seen
     with (
         loader.batches(state.cursors) as batches,
         logs.progress(bar_text, recipe.total_steps, quiet=not engine.ranks.is_main, done=state.step) as bar,
@@ -109,7 +110,8 @@ def _run_steps(
                 saved_step = state.step
     if saved_step < state.step:
         _save(recipe, engine, run, state)
-    reporter.evaluate(evaluator)
+    if state.step > first_step and not _due(recipe.evaluate.every_samples, before, state.samples_seen):
+        reporter.evaluate(evaluator)
     reporter.close(loader)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.data.batch import Cursors
 from diptych.distributed.collectives import gather_objects
@@ -64,22 +64,30 @@ class TrainState:
         self.samples_seen = snapshot.state["samples_seen"]
         self.cursors = Cursors.from_json(snapshot.state["cursors"])
 
-    def _parameter_names(self) -> list[str]:
-        """Names in the order in which the optimizer numbers them."""
-        return [name for group in split(self.model) for name, _ in group.parameters]
+    def _numbered_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters in the order in which the optimizer numbers them."""
+        return [pair for group in split(self.model) for pair in group.parameters]
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         states = self.optimizer.state_dict()["state"]
-        names = self._parameter_names()
+        names = [name for name, _ in self._numbered_parameters()]
         return {f"{names[i]}/{key}": value for i, state in states.items() for key, value in state.items()}
 
     def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
         packed = self.optimizer.state_dict()
-        position = {name: i for i, name in enumerate(self._parameter_names())}
+        parameters = self._numbered_parameters()
+        position = {name: i for i, (name, _) in enumerate(parameters)}
         states: dict[int, dict[str, Tensor]] = {}
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition("/")
-            states.setdefault(position[name], {})[key] = value
+            parameter = parameters[position[name]][1]
+            # Fused optimizers walk parameter and state in memory order, so both need the same one (channels last, say).
+            same_layout = (
+                torch.empty_like(parameter, requires_grad=False).copy_(value)
+                if value.shape == parameter.shape
+                else value
+            )
+            states.setdefault(position[name], {})[key] = same_layout
         self.optimizer.load_state_dict({"state": states, "param_groups": packed["param_groups"]})
 
 

@@ -47,7 +47,7 @@ class OpenClipTowers(Towers, name="open_clip"):
         logit_scale = None
         if self.weights is not None:
             published = _load_weights(model, self.name, self.weights)
-            mean, std, logit_scale = published.get("mean", mean), published.get("std", std), float(model.logit_scale)
+            mean, std, logit_scale = published.get("mean", mean), published.get("std", std), model.logit_scale.item()
         _accept_trimmed_tokens(model.text)
         size = model.visual.image_size
         return BuiltTowers(

@@ -1,0 +1,140 @@
+import io
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from diptych.config import from_tree
+from diptych.data.augment import DRAWS, AugmentConfig, augment, draw
+from diptych.data.faults import UnusableSample
+from diptych.data.images import ImageConfig, decode, evaluation_view, training_pixels
+from diptych.seeding import generator
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    pixels = np.stack([x, y, (x + y) / 2], -1).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (50, 37), (37, 50), (200, 64), (31, 300)])
+def test_evaluation_view_is_open_clips_to_one_grey_level(width: int, height: int) -> None:
+    theirs = open_clip.image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))(photo(width, height))
+    ours = evaluation_view(photo(width, height), 32).float()
+    assert (ours - theirs * 255).abs().max() <= 1
+
+
+def test_transparency_lies_on_white_in_evaluation() -> None:
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    picture.putpixel((3, 3), (0, 0, 255, 255))
+    view = evaluation_view(decode(encoded(picture, "PNG")), 8)
+    assert view[:, 0, 0].tolist() == [255, 255, 255]
+    assert view[:, 3, 3].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "LA"])
+def test_odd_modes_come_out_as_rgb_or_rgba(mode: str) -> None:
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    assert decode(encoded(photo(12, 9, mode), kind)).mode in ("RGB", "RGBA")
+
+
+def test_sixteen_bits_are_scaled_not_cut() -> None:
+    ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16))
+    pixels = np.asarray(decode(encoded(ramp, "PNG")))
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+    assert abs(float(pixels.mean()) - 127.5) < 2
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encoded(photo(20, 10), "JPEG", exif=exif)).size == (10, 20)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html></html>", encoded(photo(9, 9), "PNG")[:50]])
+def test_what_is_no_picture_is_undecodable(data: bytes) -> None:
+    with pytest.raises(UnusableSample) as caught:
+        decode(data)
+    assert caught.value.reason == "undecodable"
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = encoded(Image.new("1", (20000, 20000)), "PNG")
+    with pytest.raises(UnusableSample) as caught:
+        decode(bomb)
+    assert caught.value.reason == "too_large"
+
+
+def views(config: AugmentConfig, count: int = 6) -> torch.Tensor:
+    pixels = training_pixels(photo(24, 24, "RGBA"), 24, ImageConfig(1.0), generator(0))
+    pictures = torch.from_numpy(np.stack([pixels] * count))
+    draws = torch.from_numpy(np.stack([draw(generator(1, i)) for i in range(count)]))
+    return augment(pictures, draws, config)
+
+
+def test_nothing_turned_on_changes_nothing() -> None:
+    expected = torch.from_numpy(np.asarray(photo(24, 24)).transpose(2, 0, 1).copy())
+    assert all(view.equal(expected) for view in views(AugmentConfig()))
+
+
+STRONG = {
+    "flip": 1.0,
+    "rotate": 30.0,
+    "zoom": 0.3,
+    "stretch": 0.3,
+    "shear": 0.2,
+    "shift": 0.2,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.9,
+    "hue": 0.4,
+    "grey": 1.0,
+    "invert": 1.0,
+    "blur": 1.0,
+    "erase": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", STRONG)
+def test_each_augmentation_changes_the_view_and_keeps_its_form(name: str) -> None:
+    changed = views(from_tree(AugmentConfig, {name: STRONG[name]}))
+    assert changed.shape == (6, 3, 24, 24)
+    assert changed.dtype == torch.uint8
+    assert not changed.equal(views(AugmentConfig()))
+
+
+def test_a_view_does_not_depend_on_its_neighbours() -> None:
+    config = from_tree(AugmentConfig, STRONG | {"background": 1.0})
+    assert views(config, 6)[:2].equal(views(config, 2))
+
+
+def test_a_mirror_is_exact() -> None:
+    flipped = views(AugmentConfig(flip=1.0))
+    assert (flipped.flip(-1).int() - views(AugmentConfig()).int()).abs().max() <= 1
+
+
+def test_grey_has_no_colour_and_negative_is_its_own_inverse() -> None:
+    grey = views(AugmentConfig(grey=1.0)).int()
+    assert (grey[:, 0] - grey[:, 1]).abs().max() <= 1
+    negative = views(AugmentConfig(invert=1.0)).int()
+    assert (negative + views(AugmentConfig()).int() - 255).abs().max() <= 1
+
+
+@given(st.integers(0, 1000))
+def test_hue_keeps_grey_grey(seed: int) -> None:
+    grey = torch.full((1, 4, 4, 4), 128, dtype=torch.uint8)
+    grey[:, 3] = 255
+    draws = torch.from_numpy(draw(generator(seed)))[None]
+    assert (augment(grey, draws, AugmentConfig(hue=0.5)).int() - 128).abs().max() <= 1
+    assert draws.shape == (1, DRAWS)

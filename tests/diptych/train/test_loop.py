@@ -1,0 +1,134 @@
+"""The loop is exact: resumed equals never stopped, two processes equal one, and other runs are refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import diptych.testing as make
+from diptych.config import dump, from_tree
+from diptych.errors import CheckpointError, ConfigError, DataError
+from diptych.log import read_metrics
+from diptych.testing import TINY_MODEL
+from diptych.train import checkpoint, loop
+from diptych.train.recipe import Recipe
+
+
+def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
+    tree: dict[str, Any] = {
+        "run": str(run),
+        "total_samples": 80,
+        "global_batch": 8,
+        "precision": "fp32",
+        "ema_decay": 0.9,
+        "model": TINY_MODEL,
+        "data": {"shards": str(shards), "lanes": 2, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
+        "optim": {"peak_lr": 1e-2, "schedule": {"warmup_samples": 16}},
+        "checkpoint": {"every_samples": 24, "keep_last": 10},
+        "log": {"every_steps": 1, "tensorboard": False},
+    }
+    return from_tree(Recipe, tree | changes)
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest is not None
+    return load_file(newest / "model.safetensors") | {
+        f"ema/{name}": value for name, value in load_file(newest / "ema.safetensors").items()
+    }
+
+
+def losses(run: Path) -> list[float]:
+    return [row["train/loss/total"] for row in read_metrics(run / "metrics.jsonl")]
+
+
+def test_training_learns_and_logs(shards: Path, tmp_path: Path) -> None:
+    loop.train(recipe(shards, tmp_path / "run", total_samples=400))
+    found = losses(tmp_path / "run")
+    assert len(found) == 50
+    assert sum(found[-5:]) < sum(found[:5])
+
+
+def test_resume_equals_never_having_stopped(shards: Path, tmp_path: Path) -> None:
+    loop.train(recipe(shards, tmp_path / "whole"))
+    stopped = recipe(shards, tmp_path / "parts")
+    loop.train(stopped)
+    for step in ("step-00000010", "step-00000009"):  # as if it had died after the checkpoint at step 6
+        for file in (tmp_path / "parts" / "checkpoints" / step).iterdir():
+            file.unlink()
+        (tmp_path / "parts" / "checkpoints" / step).rmdir()
+    loop.train(stopped)
+    whole, parts = final_weights(tmp_path / "whole"), final_weights(tmp_path / "parts")
+    assert all(value.equal(parts[name]) for name, value in whole.items())
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert [row["step"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")] == list(range(1, 11))
+
+
+def test_a_finished_run_started_again_changes_nothing(shards: Path, tmp_path: Path) -> None:
+    loop.train(recipe(shards, tmp_path / "run"))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    loop.train(recipe(shards, tmp_path / "run"))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_model_is_refused(shards: Path, tmp_path: Path) -> None:
+    loop.train(recipe(shards, tmp_path / "run"))
+    wider = TINY_MODEL | {"towers": TINY_MODEL["towers"] | {"embed_dim": 24}}
+    with pytest.raises(CheckpointError, match=r"different model .*embed_dim: 16 before, 24 now"):
+        loop.train(recipe(shards, tmp_path / "run", model=wider))
+    with pytest.raises(ConfigError, match=r"seed: 0 before, 1 now"):
+        loop.train(recipe(shards, tmp_path / "run", seed=1))
+
+
+def test_a_checkpoint_of_another_model_is_refused(shards: Path, tmp_path: Path) -> None:
+    loop.train(recipe(shards, tmp_path / "a"))
+    wider = TINY_MODEL | {"towers": TINY_MODEL["towers"] | {"embed_dim": 24}}
+    other = recipe(shards, tmp_path / "b", model=wider)
+    loop.train(other)
+    (tmp_path / "a" / "config.yaml").write_text(dump(recipe(shards, tmp_path / "a", model=wider)))
+    with pytest.raises(CheckpointError, match="of a different model"):
+        loop.train(recipe(shards, tmp_path / "a", model=wider))
+
+
+def test_a_folder_that_is_no_run_is_left_alone(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="not empty"):
+        loop.train(recipe(shards, tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_evaluation_during_training(shards: Path, tmp_path: Path) -> None:
+    calls = []
+
+    def evaluator(model: torch.nn.Module) -> dict[str, float]:
+        calls.append(model.training)
+        return {"set/top1": 0.5}
+
+    loop.train(recipe(shards, tmp_path / "run", evaluate={"every_samples": 40}), evaluator)
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/set/top1" in row]
+    assert calls == [False, False]
+    assert [row["step"] for row in rows] == [5, 10]
+
+
+@pytest.mark.distributed
+def test_two_processes_under_accelerate_equal_one(shards: Path, tmp_path: Path) -> None:
+    loop.train(recipe(shards, tmp_path / "one"))
+    (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two")))
+    accelerate = Path(__file__).parents[3] / "configs" / "accelerate" / "cpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate)]
+    command += ["-m", "diptych.train", str(tmp_path / "two.yaml")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=2e-5, rtol=2e-5)
+    one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
+    for name, value in one.items():
+        # ten AdamW steps of 1e-2: a gradient's sign may flip where it is zero but for rounding
+        torch.testing.assert_close(two[name], value, atol=5e-3, rtol=1e-2, msg=name)
