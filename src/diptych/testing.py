@@ -101,7 +101,7 @@ class TinySample:
 
 def tiny_sample(key: str, *, caption: str = "", side: int = 16, label: int | None = None) -> TinySample:
     """A picture of one colour that its key decides, with a caption."""
-    rng = np.random.default_rng(abs(hash_text(key)))
+    rng = np.random.default_rng(hash_text(key))
     picture = Image.fromarray(np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), (side, side, 3)).copy())
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")

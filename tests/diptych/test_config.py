@@ -99,7 +99,7 @@ def test_yaml_overrides_and_defaults_make_one_frozen_value(tmp_path: Path) -> No
 )
 def test_what_is_wrong_is_named(override: str, message: str) -> None:
     overrides = ["name=x", "shapes=[]", override] if override.startswith("shapes") else ["name=x", override]
-    with pytest.raises(ConfigError, match=".*") as caught:
+    with pytest.raises(ConfigError) as caught:
         load(Root, None, overrides)
     assert message in str(caught.value)
 

@@ -61,11 +61,10 @@ def test_too_many_bad_samples_stop_the_run_with_the_worst_shard(tmp_path: Path) 
     make.write_shard(tmp_path / "000000.tar", samples)
     config = loader_config(tmp_path, max_bad_fraction=0.01)
     with (
-        pytest.raises(DataError, match=r"undecodable.*000000\.tar"),
         build_loader(config, feed(30)).batches() as batches,
+        pytest.raises(DataError, match=r"undecodable.*000000\.tar"),
     ):
-        for _ in range(60):
-            next(batches)
+        list(islice(batches, 60))
 
 
 @pytest.mark.parametrize(

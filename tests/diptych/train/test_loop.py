@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import diptych.testing as make
 from diptych.config import dump, from_tree
 from diptych.errors import CheckpointError, ConfigError, DataError
 from diptych.log import read_metrics

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diptych_eval import metrics
+
+
+def brute_force(scores: np.ndarray, right: list[list[int]]) -> list[int]:
+    ranks = []
+    for row, positions in zip(scores, right, strict=True):
+        best = max(row[j] for j in positions)
+        ranks.append(1 + sum(row[j] >= best for j in range(len(row)) if j not in positions))
+    return ranks
+
+
+@given(st.integers(1, 12), st.integers(1, 9), st.data())
+@settings(max_examples=60, deadline=None)
+def test_ranks_are_brute_forces_ties_included(anchors: int, candidates: int, data: st.DataObject) -> None:
+    # few distinct whole numbers: products are exact and ties are common
+    grid = st.lists(st.integers(-2, 2), min_size=3, max_size=3)
+    a = np.array(data.draw(st.lists(grid, min_size=anchors, max_size=anchors)), dtype=np.float64)
+    b = np.array(data.draw(st.lists(grid, min_size=candidates, max_size=candidates)), dtype=np.float64)
+    chosen = st.lists(st.integers(0, candidates - 1), min_size=1, max_size=3, unique=True)
+    right = data.draw(st.lists(chosen, min_size=anchors, max_size=anchors))
+    found = metrics.ranks(torch.tensor(a).float(), torch.tensor(b).float(), right)
+    assert found.tolist() == brute_force(a @ b.T, right)
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(50, 4, generator=generator), torch.randn(30, 4, generator=generator)
+    right = [[i % 30, (7 * i) % 30] if i % 30 != (7 * i) % 30 else [i % 30] for i in range(50)]
+    whole = metrics.ranks(a, b, right)
+    monkeypatch.setattr(metrics, "_BLOCK", 7)
+    assert metrics.ranks(a, b, right).equal(whole)
+
+
+def test_a_model_that_says_nothing_gets_nothing() -> None:
+    same = torch.ones(4, 3)
+    ranks = metrics.ranks(same, same, [[i] for i in range(4)])
+    assert ranks.tolist() == [4, 4, 4, 4]
+    assert metrics.recall_at(ranks, 1) == 0.0
+
+
+def test_toy_case_by_hand() -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.9], [0.1, 0.2, 0.3]])
+    ranks = metrics.ranks(scores, torch.eye(3), [[0], [1], [2]])
+    assert ranks.tolist() == [1, 2, 1]
+    assert metrics.recall_at(ranks, 1) == pytest.approx(2 / 3)
+    assert metrics.recall_at(ranks, 2) == 1.0
+    assert metrics.median_rank(ranks) == 1.0
+
+
+def test_mean_per_class_weighs_classes_not_items() -> None:
+    correct = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    assert metrics.mean_per_class(correct, torch.tensor([5, 5, 5, 9])) == 0.5
+
+
+@pytest.mark.parametrize("right", [[[0]], [[0], []]])
+def test_an_anchor_without_right_candidate_is_an_error(right: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="right candidate"):
+        metrics.ranks(torch.ones(2, 2), torch.ones(2, 2), right)
+
+
+def test_intervals_hold_the_mean_and_shrink_with_more_items() -> None:
+    small, large = torch.tensor([0.0, 1.0] * 20), torch.tensor([0.0, 1.0] * 2000)
+    low, high = metrics.bootstrap_interval(small)
+    assert low < 0.5 < high
+    # normal approximation: 1.96 * sqrt(0.25 / 40)
+    assert (high - low) / 2 == pytest.approx(0.155, abs=0.03)
+    narrow = metrics.bootstrap_interval(large)
+    assert narrow[1] - narrow[0] < (high - low) / 5
+    assert metrics.bootstrap_interval(small) == (low, high)
+    low, high = metrics.bootstrap_interval(torch.tensor([0.0, 0.25, 0.5, 1.0] * 10))
+    assert low < 0.4375 < high

@@ -1,0 +1,150 @@
+"""Tasks, suite and report with an encoder whose answers are known."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import diptych.testing as make
+from diptych.config import dump, from_tree
+from diptych.errors import DataError
+from diptych.log import MetricsLog
+from diptych.testing import hash_text, tiny_model, tiny_sample
+from diptych_eval import result
+from diptych_eval.report.html import write_report
+from diptych_eval.suite import EvalConfig, evaluate
+
+
+class ColourEncoder:
+    """Knows the colour that `tiny_sample` draws from a key, and the caption `caption of KEY`."""
+
+    image_size, logit_scale = 16, 10.0
+
+    def __init__(self, fingerprint: str = "a") -> None:
+        self.fingerprint = fingerprint
+        self.num_images = 0
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        self.num_images += len(images)
+        return F.normalize(images[:, :, 0, 0].float() - 127.5, dim=-1)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        import numpy as np
+
+        drawn = [np.random.default_rng(hash_text(text.split()[-1])) for text in texts]
+        colours = np.stack([rng.integers(0, 256, 3, dtype=np.uint8) for rng in drawn])
+        return F.normalize(torch.from_numpy(colours).float() - 127.5, dim=-1)
+
+
+def benchmark(root: Path, count: int = 12, *, labels: bool = True) -> Path:
+    samples = [tiny_sample(f"k{i}", label=i if labels else None) for i in range(count)]
+    make.write_shard(root / "test" / "0.tar", samples)
+    (root / "classnames.txt").write_text("".join(f"k{i}\n" for i in range(count)))
+    (root / "zeroshot_classification_templates.txt").write_text("{c}\na photo of {c}\n")
+    return root
+
+
+def config(root: Path) -> EvalConfig:
+    tasks = [
+        {"type": "zeroshot", "dataset": "colours", "root": str(root)},
+        {"type": "retrieval", "dataset": "colours", "path": str(root / "test"), "forms": [["name"], ["txt", "name"]]},
+    ]
+    return from_tree(EvalConfig, {"tasks": tasks})
+
+
+def test_a_perfect_encoder_is_perfect_and_each_set_is_embedded_once(tmp_path: Path) -> None:
+    encoder = ColourEncoder()
+    zeroshot, retrieval = evaluate(encoder, config(benchmark(tmp_path)))
+    assert zeroshot.metrics == {"top1": 1.0, "top5": 1.0, "mean_per_class": 1.0}
+    assert zeroshot.intervals["top1"] == (1.0, 1.0)
+    assert retrieval.metrics["image_to_text/recall@1"] == 1.0
+    assert retrieval.metrics["text_to_image/recall@1"] == 1.0
+    assert retrieval.protocol["num_candidates"] == 24
+    assert encoder.num_images == 12
+
+
+def test_one_caption_of_several_pictures_is_right_for_each(tmp_path: Path) -> None:
+    samples = [tiny_sample("k0", caption="k0"), tiny_sample("k1", caption="k0"), tiny_sample("k2", caption="k2")]
+    make.write_shard(tmp_path / "0.tar", samples)
+    task = {"type": "retrieval", "dataset": "shared", "path": str(tmp_path), "forms": [["name"]]}
+    (found,) = evaluate(ColourEncoder(), from_tree(EvalConfig, {"tasks": [task]}))
+    assert found.protocol["num_candidates"] == 2
+    assert found.metrics["text_to_image/recall@1"] == 1.0
+
+
+def test_finished_tasks_are_not_repeated_unless_model_or_protocol_changed(tmp_path: Path) -> None:
+    root, out = benchmark(tmp_path / "data"), tmp_path / "out"
+    first, again, other = ColourEncoder(), ColourEncoder(), ColourEncoder("b")
+    results = evaluate(first, config(root), out=out)
+    assert evaluate(again, config(root), out=out) == results
+    assert again.num_images == 0
+    evaluate(other, config(root), out=out)
+    assert other.num_images == 12
+    fresh = ColourEncoder("b")
+    evaluate(fresh, config(root), out=out, overwrite=True)
+    assert fresh.num_images == 12
+
+
+def test_a_set_that_cannot_be_used_keeps_what_was_finished(tmp_path: Path) -> None:
+    root, out = benchmark(tmp_path / "data"), tmp_path / "out"
+    bad = benchmark(tmp_path / "bad", labels=False)
+    tasks = [
+        {"type": "zeroshot", "dataset": "good", "root": str(root)},
+        {"type": "zeroshot", "dataset": "bad", "root": str(bad)},
+    ]
+    with pytest.raises(DataError, match="label None of sample 'k0'"):
+        evaluate(ColourEncoder(), from_tree(EvalConfig, {"tasks": tasks}), out=out)
+    assert [found.dataset for found in result.read(out / "results.json")] == ["good"]
+
+
+@pytest.mark.parametrize("break_it", ["classnames.txt", "zeroshot_classification_templates.txt", "test/0.tar"])
+def test_missing_files_are_named(tmp_path: Path, break_it: str) -> None:
+    root = benchmark(tmp_path)
+    (root / break_it).unlink()
+    with pytest.raises(DataError, match=re.escape(str(root))):
+        evaluate(ColourEncoder(), config(root))
+
+
+def test_labels_beyond_the_names_are_named(tmp_path: Path) -> None:
+    root = benchmark(tmp_path)
+    (root / "classnames.txt").write_text("only one\n")
+    with pytest.raises(DataError, match="not among the 1 class names"):
+        evaluate(ColourEncoder(), config(root))
+
+
+def test_a_results_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"schema": 99}))
+    with pytest.raises(DataError, match="schema 99"):
+        result.read(tmp_path / "results.json")
+
+
+def run_folder(folder: Path, *, evaluated: bool) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump(tiny_model()) + "# <script>alert(1)</script>\n")
+    log = MetricsLog(folder / "metrics.jsonl")
+    for step in range(1, 6):
+        log.write(step, {"train/loss/contrastive": 5 / step, "train/samples_seen": 8.0 * step, "train/logit_scale": 14})
+    if evaluated:
+        evaluate(ColourEncoder(), config(benchmark(folder / "data")), out=folder / "eval")
+    return folder
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_the_report_is_one_file_that_needs_nothing_else(tmp_path: Path, evaluated: bool) -> None:
+    text = write_report(run_folder(tmp_path / "run", evaluated=evaluated), tmp_path / "r.html").read_text()
+    assert ("Zero-shot classification" in text) == evaluated
+    assert "<svg" in text
+    assert "<script>alert" not in text
+    links = re.findall(r'(?:src|href|xlink:href)="([^"]*)"', text)
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert "url(http" not in text
+
+
+def test_no_report_of_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a run"):
+        write_report(tmp_path, tmp_path / "r.html")
