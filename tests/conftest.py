@@ -20,7 +20,9 @@ def shards(tmp_path: Path) -> Path:
 def _plain_logging() -> Iterator[None]:
     """The command line sets handlers; no test inherits another's."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    ours = [logging.getLogger(name) for name in ("diptych", "diptych_eval", "diptych_data")]
+    handlers, levels = root.handlers[:], [logger.level for logger in (root, *ours)]
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, level in zip((root, *ours), levels, strict=True):
+        logger.setLevel(level)

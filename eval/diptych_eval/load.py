@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diptych.config import from_tree, read_yaml
@@ -19,7 +18,6 @@ from diptych.data.tokens import trim
 from diptych.errors import CheckpointError
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder, ModelConfig
-from diptych.models.towers.family import Towers
 from diptych.runfolder import RunFolder
 from diptych.train import checkpoint
 
@@ -91,26 +89,7 @@ def load_run(run: RunFolder) -> DualEncoder:
 
 def _load_open_clip(name: str) -> DualEncoder:
     """`NAME`, `NAME:TAG`, or a folder with open_clip_config.json and open_clip_model.safetensors."""
-    folder = Path(name)
-    if (folder / "open_clip_config.json").is_file():
-        cfg = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-        towers = {"embed_dim": cfg["embed_dim"], "vision": cfg["vision_cfg"], "text": cfg["text_cfg"]}
-        bias = 0.0 if "init_logit_bias" in cfg else None
-        model = dual_encoder.build(ModelConfig(towers=_open_clip_towers(towers), logit_bias=bias), seed=0)
-        state = load_file(folder / "open_clip_model.safetensors")
-        names = {"visual.": "image_tower.", "text.": "text_tower."}
-        renamed = {}
-        for key, tensor in state.items():
-            head = key.split(".")[0] + "."
-            renamed[names.get(head, head.rstrip(".") if "." not in key else head) + key[len(head) :]] = tensor
-        model.load_state_dict(renamed)
-        return model
-    architecture, _, tag = name.partition(":")
-    towers = {"name": architecture, "weights": tag or None}
-    return dual_encoder.build(ModelConfig(towers=_open_clip_towers(towers)), seed=0)
-
-
-def _open_clip_towers(tree: dict[str, object]) -> Towers:
     from diptych.models.towers.open_clip import OpenClipTowers
 
-    return from_tree(OpenClipTowers, tree, where="open_clip model")
+    architecture, _, tag = name.partition(":")
+    return dual_encoder.build(ModelConfig(towers=OpenClipTowers(architecture, weights=tag or None)), seed=0)

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-_NOISY = ("PIL", "httpx", "urllib3", "filelock", "fsspec", "matplotlib", "accelerate", "torch.distributed", "root")
+_OURS = ("diptych", "diptych_eval", "diptych_data")
 
 
 def setup(*, quiet: bool = False, rank: int = 0) -> None:
-    """Sends messages to stderr: warnings of every rank, information of rank 0 only. Called by programs alone."""
+    """Sends messages to stderr: warnings from everywhere, our own information from rank 0. Called by programs alone."""
     level = logging.INFO if rank == 0 and not quiet else logging.WARNING
     console = Console(stderr=True, highlight=False)
     if sys.stderr.isatty():
@@ -28,9 +28,9 @@ def setup(*, quiet: bool = False, rank: int = 0) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=level, handlers=[handler], format="%(message)s", force=True)
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level)
 
 
 class Bar:

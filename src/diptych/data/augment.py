@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diptych.config import Config
 
-DRAWS = 24
+DRAWS = 26
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
@@ -26,8 +26,10 @@ class AugmentConfig(Config):
     """Probability of a left-right mirror. Captions that speak of left and right do not survive it."""
     rotate: float = 0.0
     """Largest rotation, degrees."""
-    zoom: float = 0.0
-    """Largest relative change of size: 0.2 draws from 0.8 to 1.2."""
+    enlarge: float = 0.0
+    """Largest relative growth: sizes are drawn from 1 - shrink to 1 + enlarge."""
+    shrink: float = 0.0
+    """Largest relative reduction, below 1."""
     stretch: float = 0.0
     """Largest relative change of the aspect ratio."""
     shear: float = 0.0
@@ -48,17 +50,19 @@ class AugmentConfig(Config):
     """Probability that all colour is taken out."""
     invert: float = 0.0
     """Probability of the negative."""
+    outline: float = 0.0
+    """Probability that edges are inked, as in a line drawing."""
     blur: float = 0.0
     """Probability of a blur of up to one pixel."""
     erase: float = 0.0
     """Probability that a rectangle of up to a ninth of the picture is filled with one colour."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "background", "grey", "invert", "blur", "erase"):
+        for name in ("flip", "background", "grey", "invert", "outline", "blur", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability in [0, 1], not {getattr(self, name)}")
-        if self.zoom >= 1 or self.zoom < 0:
-            raise ValueError(f"zoom must lie in [0, 1), not {self.zoom}")
+        if not 0 <= self.shrink < 1 or self.enlarge < 0:
+            raise ValueError(f"shrink must lie in [0, 1), not {self.shrink}; enlarge at 0 or above, not {self.enlarge}")
 
     @property
     def active(self) -> bool:
@@ -88,6 +92,7 @@ def augment(
     view = _recolour(view, config, [next(u) for _ in range(6)])
     view = _blur(view, config, next(u), next(u))
     view = _erase(view, config, torch.stack([next(u) for _ in range(5)], 1))
+    view = _outline(view, config, next(u), next(u))
     return (view.clamp_(0, 1) * 255 + 0.5).to(torch.uint8)
 
 
@@ -97,10 +102,10 @@ def _signed(u: Tensor, largest: float) -> Tensor:
 
 def _move(pixels: Tensor, config: AugmentConfig, u: list[Tensor]) -> Tensor:
     """Mirror, rotation, size, aspect, shear and displacement as one affine resampling."""
-    if not any((config.flip, config.rotate, config.zoom, config.stretch, config.shear, config.shift)):
+    if not any((config.flip, config.rotate, config.enlarge, config.shrink, config.stretch, config.shear, config.shift)):
         return pixels
     angle = torch.deg2rad(_signed(u[0], config.rotate))
-    zoom = 1 + _signed(u[1], config.zoom)
+    zoom = 1 - config.shrink + u[1] * (config.shrink + config.enlarge)
     aspect = torch.exp(_signed(u[2], float(np.log1p(config.stretch)) / 2))
     mirror = torch.where(u[3] < config.flip, -1.0, 1.0)
     shear = _signed(u[4], config.shear)
@@ -147,6 +152,20 @@ def _hue_rotation(turns: Float[Tensor, " n"]) -> Float[Tensor, "n 3 3"]:
     same, up, down = cosine + third, third + sine, third - sine
     rows = [[same, down, up], [up, same, down], [down, up, same]]
     return torch.stack([torch.stack(row, 1) for row in rows], 1)
+
+
+def _outline(view: Tensor, config: AugmentConfig, chance: Tensor, amount: Tensor) -> Tensor:
+    """Darkens each pixel by the range of brightness around it (a morphological gradient of 3 x 3 pixels)."""
+    if not config.outline:
+        return view
+    rows = (chance < config.outline).nonzero()[:, 0]
+    if len(rows):
+        plain = view[rows]
+        luma = torch.einsum("nchw,c->nhw", plain, _LUMA)[:, None]
+        edge = F.max_pool2d(luma, 3, 1, 1) + F.max_pool2d(-luma, 3, 1, 1)
+        ink = (edge * (1 + 3 * amount[rows, None, None, None])).clamp_(max=1)
+        view[rows] = plain * (1 - ink)
+    return view
 
 
 def _blur(view: Tensor, config: AugmentConfig, chance: Tensor, amount: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class ModelConfig(Config):
     init_temperature: float = 0.07
     """Softmax temperature at the start; logit_scale = ln(1 / temperature). Ignored when weights bring their own."""
     logit_bias: float | None = None
-    """Start value of a learned bias on the logits (SigLIP uses -10); none: no bias."""
+    """Start value of a learned bias on the logits (SigLIP uses -10); none: no bias but one that weights bring."""
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.init_temperature <= 1.0:
@@ -59,7 +59,8 @@ class DualEncoder(nn.Module):
         self.text_tower = built.text_tower
         start = built.logit_scale if built.logit_scale is not None else math.log(1 / config.init_temperature)
         self.logit_scale = nn.Parameter(torch.tensor(start))
-        self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias)) if config.logit_bias is not None else None
+        bias = built.logit_bias if built.logit_bias is not None else config.logit_bias
+        self.logit_bias = nn.Parameter(torch.tensor(bias)) if bias is not None else None
         self.embed_dim = built.embed_dim
         self.image_size = built.image_size
         self.tokenizer: TextTokenizer = built.tokenizer

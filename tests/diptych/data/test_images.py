@@ -91,7 +91,8 @@ def test_nothing_turned_on_changes_nothing() -> None:
 STRONG = {
     "flip": 1.0,
     "rotate": 30.0,
-    "zoom": 0.3,
+    "enlarge": 0.3,
+    "shrink": 0.3,
     "stretch": 0.3,
     "shear": 0.2,
     "shift": 0.2,
@@ -101,6 +102,7 @@ STRONG = {
     "hue": 0.4,
     "grey": 1.0,
     "invert": 1.0,
+    "outline": 1.0,
     "blur": 1.0,
     "erase": 1.0,
 }
@@ -138,3 +140,12 @@ def test_hue_keeps_grey_grey(seed: int) -> None:
     draws = torch.from_numpy(draw(generator(seed)))[None]
     assert (augment(grey, draws, AugmentConfig(hue=0.5)).int() - 128).abs().max() <= 1
     assert draws.shape == (1, DRAWS)
+
+
+def test_an_outline_inks_edges_and_leaves_plain_areas() -> None:
+    pixels = np.full((1, 4, 24, 24), 255, dtype=np.uint8)
+    pixels[:, :3, :, 12:] = 100
+    view = augment(torch.from_numpy(pixels), torch.full((1, DRAWS), 0.5), AugmentConfig(outline=1.0))[0]
+    assert view[:, :, 11:13].max() < 90
+    assert view[:, :, :11].eq(255).all()
+    assert view[:, :, 13:].eq(100).all()

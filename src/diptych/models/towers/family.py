@@ -41,6 +41,8 @@ class BuiltTowers:
     image_std: tuple[float, float, float]
     logit_scale: float | None
     """Stored (logarithmic) value that came with published weights; None for new towers."""
+    logit_bias: float | None
+    """Value that came with published weights; None for new towers, and for weights that have none."""
     open_clip_config: dict[str, Any]
     """`embed_dim`, `vision_cfg`, `text_cfg` from which open_clip builds the same towers: what an export needs."""
 

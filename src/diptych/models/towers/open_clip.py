@@ -20,13 +20,17 @@ from torch import Tensor, nn
 from diptych.errors import CheckpointError, ConfigError
 from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
 
+_CONFIG_FILE, _WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
+
 
 @dataclass(frozen=True)
 class OpenClipTowers(Towers, name="open_clip"):
     """Both towers of an open_clip model."""
 
     name: str | None = None
-    """An open_clip model name (`ViT-B-32`) or JSON file in its form; none: `embed_dim`, `vision` and `text` say all."""
+    """An open_clip model name (`ViT-B-32`), a JSON file in its form, or a folder that `diptych export` or open_clip
+    wrote, weights included; none: `embed_dim`, `vision` and `text` say all."""
     embed_dim: int | None = None
     """Width D of the shared space; none: the named model's."""
     vision: dict[str, Any] = field(default_factory=dict)
@@ -43,11 +47,9 @@ class OpenClipTowers(Towers, name="open_clip"):
             model = CustomTextCLIP(**config)
         except (TypeError, RuntimeError, ValueError, AssertionError) as error:
             raise ConfigError(f"open_clip cannot build this model ({_line(error)}) · model.towers") from error
-        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-        logit_scale = None
-        if self.weights is not None:
-            published = _load_weights(model, self.name, self.weights)
-            mean, std, logit_scale = published.get("mean", mean), published.get("std", std), model.logit_scale.item()
+        published = self._load_weights(model)
+        mean = published.get("mean", open_clip.OPENAI_DATASET_MEAN)
+        std = published.get("std", open_clip.OPENAI_DATASET_STD)
         _accept_trimmed_tokens(model.text)
         size = model.visual.image_size
         return BuiltTowers(
@@ -58,14 +60,33 @@ class OpenClipTowers(Towers, name="open_clip"):
             image_size=size if isinstance(size, int) else size[0],
             image_mean=tuple(mean),
             image_std=tuple(std),
-            logit_scale=logit_scale,
+            logit_scale=model.logit_scale.item() if published else None,
+            logit_bias=model.logit_bias.item() if published and model.logit_bias is not None else None,
             open_clip_config=config,
         )
+
+    def _load_weights(self, model: CustomTextCLIP) -> dict[str, Any]:
+        """Fills the model where weights are named; how they want their pixels, and where they lay."""
+        if self.weights is not None:
+            published = dict(get_pretrained_cfg(self.name, self.weights)) if self.name is not None else {}
+            path = Path(download_pretrained(published)) if published else Path(self.weights)
+        elif self.name is not None and Path(self.name).is_dir():
+            published = dict(_json(Path(self.name) / _CONFIG_FILE).get("preprocess_cfg", {}))
+            path = Path(self.name) / _WEIGHTS_FILE
+        else:
+            return {}
+        if not path.is_file():
+            raise CheckpointError(
+                f"weights {self.weights or path.name!r} are neither a tag of {self.name!r} nor a file · "
+                "model.towers.weights"
+            )
+        _load_file(model, path)
+        return published | {"file": str(path)}
 
     def resolved(self) -> dict[str, Any]:
         """The complete open_clip configuration: `embed_dim`, `vision_cfg`, `text_cfg` and, where set, `quick_gelu`."""
         config = _named_config(self.name) if self.name is not None else {"vision_cfg": {}, "text_cfg": {}}
-        config = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
+        config = {key: config[key] for key in _MODEL_KEYS if key in config}
         config["vision_cfg"] |= self.vision
         config["text_cfg"] |= self.text
         if self.embed_dim is not None:
@@ -78,12 +99,9 @@ class OpenClipTowers(Towers, name="open_clip"):
 
 
 def _named_config(name: str) -> dict[str, Any]:
-    if name.endswith(".json"):
-        try:
-            config = json.loads(Path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model file not readable ({_line(error)}) · model.towers.name · {name}") from error
-        return dict(config.get("model_cfg", config))
+    if name.endswith(".json") or Path(name).is_dir():
+        document = _json(Path(name) / _CONFIG_FILE if Path(name).is_dir() else Path(name))
+        return dict(document.get("model_cfg", document))
     config = open_clip.get_model_config(name)
     if config is None:
         from difflib import get_close_matches
@@ -94,18 +112,20 @@ def _named_config(name: str) -> dict[str, Any]:
     return copy.deepcopy(config)
 
 
-def _load_weights(model: CustomTextCLIP, name: str | None, weights: str) -> dict[str, Any]:
-    published = get_pretrained_cfg(name, weights) if name is not None else {}
-    path = Path(download_pretrained(published)) if published else Path(weights)
-    if not path.is_file():
-        raise CheckpointError(f"weights {weights!r} are neither a tag of {name!r} nor a file · model.towers.weights")
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model file not readable ({_line(error)}) · model.towers.name · {path}") from error
+
+
+def _load_file(model: CustomTextCLIP, path: Path) -> None:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         state = convert_to_custom_text_state_dict(state.get("state_dict", state))
         model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     except Exception as error:  # whatever a damaged or foreign file makes of the readers
         raise CheckpointError(f"weights do not fit the model ({_line(error)}) · {path}") from error
-    return dict(published)
 
 
 def _accept_trimmed_tokens(text_tower: nn.Module) -> None:
