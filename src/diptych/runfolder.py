@@ -82,9 +82,9 @@ def prepare(root: Path, config: Config, *, may_change: Sequence[str] = ()) -> Ru
         ConfigError: it is a run with other settings.
     """
     run = RunFolder(root)
-    if run.exists:
+    if run.exists and any(run.checkpoints.glob("step-*")):  # without a checkpoint there is nothing to mix up
         _refuse_other_run(run, config, may_change)
-    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+    elif not run.exists and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"output folder is not empty and holds no run · {root} · choose another with run=FOLDER")
     run.root.mkdir(parents=True, exist_ok=True)
     write_text(run.config, dump(config))
