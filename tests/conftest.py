@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,27 @@ import torch
 import diptych.testing as make
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update-golden` writes what the golden tests would compare; review the difference before committing it."""
+    parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with a file of the repository, or writes the file when asked to."""
+
+    def check(name: str, text: str) -> None:
+        path = ROOT / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"{name} is missing; pytest --update-golden writes it"
+        assert text == path.read_text(encoding="utf-8"), f"{name} is stale; pytest --update-golden writes it"
+
+    return check
 
 
 @pytest.fixture

@@ -1,0 +1,93 @@
+"""What the documents say is so: shipped YAML loads, commands parse, links lead somewhere, the reference is fresh."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diptych.cli import _parser
+from diptych.config import dump, from_tree, load, to_tree
+from diptych.train.recipe import Recipe
+from diptych_eval.suite import EvalConfig
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+EVALUATIONS = sorted((ROOT / "configs" / "eval").glob("*.yaml"))
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+
+
+def fenced(page: Path) -> list[str]:
+    """The command lines of a page, continuations joined."""
+    blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ").split(" # ")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_load_to_what_they_did(path: Path, golden: Callable[[str, str], None]) -> None:
+    recipe = load(Recipe, path)
+    golden(f"tests/golden/pretrain-{path.stem}.yaml", dump(recipe))
+    assert from_tree(Recipe, to_tree(recipe)) == recipe
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_shipped_evaluations_load_to_what_they_did(path: Path, golden: Callable[[str, str], None]) -> None:
+    golden(f"tests/golden/eval-{path.stem}.yaml", dump(load(EvalConfig, path)))
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *EVALUATIONS], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_each_shipped_yaml_opens_with_its_command(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# diptych ")
+    _parser().parse_args(shlex.split(first.removeprefix("# diptych ")))
+    assert str(path.relative_to(ROOT)) in first
+
+
+def test_the_key_reference_is_fresh(golden: Callable[[str, str], None]) -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    golden("docs/config.md", module.reference())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(page: Path) -> None:
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+    for line in fenced(page):
+        words = shlex.split(line)
+        words = words[1:] if words and re.fullmatch(r"[A-Z_]+=\S*", words[0]) else words
+        if "diptych" in words[:1]:
+            _parser().parse_args(words[1:])
+        elif words[:1] == ["make"]:
+            assert {word for word in words[1:] if "=" not in word} <= set(targets), line
+        elif words[:2] == ["accelerate", "launch"]:
+            start = words.index("diptych.train")
+            _parser().parse_args(["train", *words[start + 1 :]])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_repository_names_no_machine() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    wrong = re.compile(r"/(?:home|root|Users)/|/work/|(?:^|\W)(?:10|192\.168)\.\d+\.\d+\.\d+")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in (".md", ".py", ".toml", ".yaml", ".txt", ".sh", ".j2") and path.name != Path(__file__).name:
+            assert not wrong.search(path.read_text(encoding="utf-8")), name
