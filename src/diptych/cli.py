@@ -45,7 +45,13 @@ def _show(result: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(result, ensure_ascii=False))
         return
     for name, value in result.items():
-        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+        print(f"{name}: {_readable(value)}")
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_readable(inner)}" for name, inner in value.items())
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 # --- verbs -------------------------------------------------------------------------------------------------------
@@ -94,9 +100,7 @@ def _eval(options: argparse.Namespace) -> dict[str, Any]:
     run = RunFolder(Path(options.model))
     folder = options.out or (run.evaluation if run.exists else Path("eval") / options.model.replace("/", "_"))
     results = evaluate(load(options.model), tasks, out=folder, overwrite=options.overwrite)
-    summary: dict[str, Any] = {
-        f"{result.dataset} {name}": value for result in results for name, value in result.metrics.items()
-    }
+    summary: dict[str, Any] = {f"{result.task} {result.dataset}": result.metrics for result in results}
     if run.exists:
         write_report(run.root, run.report)
         summary["report"] = str(run.report)

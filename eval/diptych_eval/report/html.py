@@ -18,7 +18,7 @@ from diptych_eval.report import gallery
 from diptych_eval.report.plots import Series, curve
 from diptych_eval.result import Result
 
-_QUERIES, _TEXT_QUERIES, _CONFUSIONS = 12, 8, 12
+_QUERIES, _TEXT_QUERIES, _CONFUSIONS = 12, 6, 12
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ def write_report(run_folder: Path, out: Path) -> Path:
         raise DataError(f"not a run (no config.yaml) · {run_folder} · check the path")
     rows = read_metrics(run.metrics) if run.metrics.is_file() else []
     results = result.read(run.evaluation / "results.json")
-    found = artifacts.read_all(run.evaluation / "artifacts")
+    place = {(item.task, item.dataset): i for i, item in enumerate(results)}
+    found = [item for item in artifacts.read_all(run.evaluation / "artifacts") if (item.task, item.dataset) in place]
+    found.sort(key=lambda item: place[item.task, item.dataset])
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(
         resources.files("diptych_eval.report").joinpath("report.html.j2").read_text(encoding="utf-8")
