@@ -3,26 +3,33 @@
 The exact versions come from constraints.txt. On a machine without an NVIDIA GPU the CUDA packages of torch are
 gigabytes that nobody needs: where plain pip would bring them, torch's CPU build is fetched through uv, which knows
 where it lies.
+
+torchvision exists as a CUDA build only; `import diptych` repairs what it lacks beside a CPU build of torch. Commands of
+other packages that import torchvision (`accelerate launch` does) never import diptych first: where torchvision is
+broken in this very environment, a .pth file lets Python do so at its start.
 """
 
 import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ARM = 'import importlib.util; importlib.util.find_spec("diptych") and __import__("diptych")\n'
 CONSTRAINTS = ROOT / "constraints.txt"
 
 
 def main() -> int:
-    """Torch first, in the right build, then everything else."""
+    """Torch first, in the right build, then everything else, then the repair where it is needed."""
     torch = pinned("torch")
     if not has_gpu() and wants_cuda(planned(torch)):
         pip("uv")
         run([sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--torch-backend", "cpu", torch])
     pip("-c", str(CONSTRAINTS), "-e", str(ROOT), *development_tools())
+    arm_repair(Path(sysconfig.get_path("purelib")))
     return 0
 
 
@@ -49,6 +56,14 @@ def planned(requirement: str) -> list[str]:
 def wants_cuda(packages: list[str]) -> bool:
     """Whether CUDA's libraries are among the packages."""
     return any(name.lower().startswith(("nvidia-", "cuda-", "triton")) for name in packages)
+
+
+def arm_repair(site_packages: Path) -> None:
+    """Writes the .pth file where torchvision cannot be imported by itself, and removes it where it can."""
+    file = site_packages / "diptych_compat.pth"
+    file.unlink(missing_ok=True)
+    if subprocess.run([sys.executable, "-c", "import torchvision"], check=False, capture_output=True).returncode:
+        file.write_text(ARM, encoding="utf-8")
 
 
 def development_tools() -> list[str]:

@@ -1,6 +1,8 @@
 """The set-up's decisions; that it works as a whole shows wherever these tests run."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +38,7 @@ def test_the_cpu_build_is_fetched_only_where_it_is_needed(
     monkeypatch.setattr(install, "has_gpu", lambda: gpu)
     monkeypatch.setattr(install, "planned", lambda _: planned)
     monkeypatch.setattr(install, "run", commands.append)
+    monkeypatch.setattr(install, "arm_repair", lambda _: None)
     install.main()
     assert any("--torch-backend" in command for command in commands) == through_uv
     assert "-c" in commands[-1]
@@ -52,3 +55,20 @@ def test_every_requirement_is_pinned_within_its_range(install: ModuleType) -> No
         version = pins[requirement.name.lower().replace("_", "-")]
         assert requirement.specifier.contains(version), text
         assert "==" not in text, "ranges here, versions in constraints.txt"
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_python_arms_the_repair_only_where_torchvision_is_broken(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: bool
+) -> None:
+    (tmp_path / "diptych_compat.pth").write_text("stale")
+    result = subprocess.CompletedProcess([], returncode=int(broken))
+    monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: result)
+    install.arm_repair(tmp_path)
+    assert (tmp_path / "diptych_compat.pth").exists() == broken
+
+
+def test_commands_of_other_packages_start_here() -> None:
+    accelerate = Path(sys.executable).with_name("accelerate")
+    done = subprocess.run([accelerate, "launch", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

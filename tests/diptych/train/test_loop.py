@@ -120,7 +120,7 @@ def test_two_processes_under_accelerate_equal_one(shards: Path, tmp_path: Path) 
     loop.train(recipe(shards, tmp_path / "one"))
     (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two")))
     accelerate = Path(__file__).parents[3] / "configs" / "accelerate" / "cpu.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate)]
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(accelerate)]
     command += ["-m", "diptych.train", str(tmp_path / "two.yaml")]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
