@@ -2,11 +2,11 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-DEMO ?= demo
+DEMO := demo
 CAPTIONS := 'captions=[name,keywords,name_zh,keywords_zh]' 'separator=" | "'
 TESTS := openmoji_seen openmoji_unseen fluent_seen fluent_unseen
 .DELETE_ON_ERROR:
-.PHONY: demo test test-long check format clean peer
+.PHONY: demo test test-long check format clean
 
 # --- set-up ---------------------------------------------------------------------------------------------------------
 
