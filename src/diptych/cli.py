@@ -22,8 +22,7 @@ _RUN_HELP = "Settings are key=value pairs over the YAML file; every key is liste
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0 done, 2 bad input (one line on stderr), traceback for a bug."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parse(arguments)
     logs.setup(quiet=options.quiet, rank=int(os.environ.get("RANK", "0")))
     try:
         result = options.verb(options)
@@ -36,6 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result is not None:
         _show(result, as_json=options.json)
     return OK
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; settings may stand before, between and behind flags, which argparse alone does not allow."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strange or (rest and not hasattr(options, "settings")):
+        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    if rest:
+        options.settings = [*options.settings, *rest]
+    return options
 
 
 def _show(result: dict[str, Any], *, as_json: bool) -> None:

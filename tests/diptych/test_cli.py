@@ -41,6 +41,18 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     assert "\n" not in error
 
 
+def test_settings_may_stand_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("data: {shards: nowhere}\n")
+    assert main(["train", str(config), "seed=1", "--quiet", "optim.peek_lr=1"]) == 2
+    assert "peek_lr" in capsys.readouterr().err
+    for wrong in (["--queit"], ["seed=1", "--quiet", "seed"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", str(config), *wrong])
+        assert stop.value.code == 2
+        assert f"unrecognized arguments: {wrong[-1]}" in capsys.readouterr().err
+
+
 def test_json_output_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "emoji", str(tmp_path / "pictures"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "pictures")}
