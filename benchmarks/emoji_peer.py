@@ -2,6 +2,7 @@
 
 python benchmarks/emoji_peer.py accuracy   --peer .peer/bin/python   # both recipes whole, then the bundled tests
 python benchmarks/emoji_peer.py throughput --peer .peer/bin/python   # the peer's architecture under both, alternating
+python benchmarks/emoji_peer.py export                               # demo/run's features here and in open_clip
 
 The peer needs an environment of its own; benchmarks/README.md says which. Needs `make demo` (pictures and shards).
 """
@@ -10,20 +11,26 @@ import argparse
 import csv
 import io
 import json
+import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tarfile
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import open_clip
+import torch
 import yaml
 
 from diptych.config import from_tree, read_yaml
 from diptych.data.images import decode, flatten
+from diptych.data.loader import read_split
 from diptych.log import read_metrics
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import ModelConfig
@@ -61,12 +68,17 @@ class Trained:
 def main() -> int:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["accuracy", "throughput"])
-    parser.add_argument("--peer", type=Path, required=True, help="python of the peer's environment")
+    parser.add_argument("what", choices=["accuracy", "throughput", "export"])
+    parser.add_argument("--peer", type=Path, help="python of the peer's environment")
     parser.add_argument("--work", type=Path, default=ROOT / "demo" / "peer", help="folder for what is made on the way")
     parser.add_argument("--epochs", type=int, default=40, help="accuracy: epochs of the peer")
     parser.add_argument("--rounds", type=int, default=2, help="throughput: runs of each")
     options = parser.parse_args()
+    if options.what == "export":
+        export_parity(options.work)
+        return 0
+    if options.peer is None:
+        parser.error("--peer is needed")
     options.work.mkdir(parents=True, exist_ok=True)
     shards = peer_shards(options.work / "shards")
     if options.what == "accuracy":
@@ -115,7 +127,7 @@ def train_peer(options: argparse.Namespace, shards: Path, name: str, *, epochs: 
     command += ["--workers", "1", "--device", "cpu", "--precision", "fp32", "--lr", "1e-3", "--wd", "0.1"]
     command += ["--warmup", "50", "--save-frequency", str(epochs), "--log-every-n-steps", "1"]
     command += ["--logs", str(options.work / "logs"), "--name", name]
-    subprocess.run(["rm", "-rf", str(options.work / "logs" / name)], check=True)
+    shutil.rmtree(options.work / "logs" / name, ignore_errors=True)
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - start
@@ -183,6 +195,28 @@ def throughput(options: argparse.Namespace, shards: Path) -> None:
         print(f"| {name} | {median:.0f} | {', '.join(f'{rate:.0f}' for rate in rates)} | {median / floor:.2f} |")
 
 
+def export_parity(work: Path) -> None:
+    """Largest difference of any feature of OpenMoji's pictures and all names."""
+    shutil.rmtree(work / "exported", ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "diptych", "export", DEMO / "run", work / "exported", "--quiet"], check=True)
+    ours = load_model(str(DEMO / "run"))
+    theirs = open_clip.create_model_from_pretrained(f"local-dir:{work / 'exported'}", return_transform=False).eval()
+    names = (DEMO / "pictures" / "classnames.txt").read_text(encoding="utf-8").splitlines()
+    tokens = open_clip.get_tokenizer(f"local-dir:{work / 'exported'}")(names)
+    views = [sample.image for sample in read_split(str(DEMO / "shards" / "openmoji_seen" / "test"), ours.image_size)]
+    images = torch.stack(views)
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (theirs.visual.image_mean, theirs.visual.image_std))
+    with torch.inference_mode():
+        image_features = theirs.encode_image((images / 255 - mean) / std, normalize=True)
+        text_features = theirs.encode_text(tokens, normalize=True)
+    header()
+    for kind, a, b in (
+        ("image", ours.encode_image(images), image_features),
+        ("text", ours.encode_text(names), text_features),
+    ):
+        print(f"{kind} features {list(a.shape)}: largest difference {(a - b).abs().max():.1e}")
+
+
 def same_architecture(context_length: int) -> dict[str, Any]:
     """The peer's model, batch, captions and crops as a recipe of ours."""
     text = TEXT | {"context_length": context_length}
@@ -203,11 +237,6 @@ def same_architecture(context_length: int) -> dict[str, Any]:
 
 def header() -> None:
     """The machine and the versions."""
-    import os
-    from importlib.metadata import version
-
-    import torch
-
     cpu = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[0]
     flags = "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else "no bf16"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "open_clip_torch", "accelerate"))

@@ -29,9 +29,6 @@ class EmbeddedSplit:
         return len(self.keys)
 
 
-_THUMBNAIL = 64
-
-
 def embed(encoder: Encoder, shards: str, *, batch_size: int = 256) -> EmbeddedSplit:
     """Encodes every usable sample once, in order.
 
@@ -42,21 +39,14 @@ def embed(encoder: Encoder, shards: str, *, batch_size: int = 256) -> EmbeddedSp
     for batch in _batches(read_split(shards, encoder.image_size), batch_size):
         images = torch.stack([sample.image for sample in batch])
         features.append(encoder.encode_image(images))
-        pictures.append(_small(images))
+        pictures += [sample.thumbnail for sample in batch]
         samples += [(sample.key, sample.captions, sample.label, sample.meta) for sample in batch]
     if not samples:
         raise DataError(f"no usable sample · {shards} · check the shards")
     keys, captions, labels, meta = zip(*samples, strict=True)
-    return EmbeddedSplit(torch.cat(features), torch.cat(pictures), keys, captions, labels, meta)
+    return EmbeddedSplit(torch.cat(features), torch.stack(pictures), keys, captions, labels, meta)
 
 
 def _batches(samples: Iterator[EvalSample], size: int) -> Iterator[list[EvalSample]]:
     while batch := list(islice(samples, size)):
         yield batch
-
-
-def _small(images: UInt8[Tensor, "B 3 height width"]) -> UInt8[Tensor, "B 3 side side"]:
-    if images.shape[-1] <= _THUMBNAIL:
-        return images
-    scaled = torch.nn.functional.interpolate(images.float(), _THUMBNAIL, mode="bilinear", antialias=True)
-    return scaled.round().clamp(0, 255).to(torch.uint8)

@@ -39,7 +39,7 @@ def ranks(
         right_scores = torch.full_like(scores, -torch.inf)
         right_scores[rows, columns] = scores[rows, columns]
         best = right_scores.max(1, keepdim=True).values
-        at_least = scores >= best
+        at_least = ~(scores < best)  # so written, NaN counts against the model too
         at_least[rows, columns] = False
         found.append(1 + at_least.sum(1))
     return torch.cat(found) if found else torch.empty(0, dtype=torch.long)

@@ -75,3 +75,8 @@ def test_intervals_hold_the_mean_and_shrink_with_more_items() -> None:
     assert metrics.bootstrap_interval(small) == (low, high)
     low, high = metrics.bootstrap_interval(torch.tensor([0.0, 0.25, 0.5, 1.0] * 10))
     assert low < 0.4375 < high
+
+
+def test_a_model_that_broke_down_is_not_perfect() -> None:
+    broken = torch.full((3, 2), torch.nan)
+    assert metrics.ranks(broken, broken, [(0,), (1,), (2,)]).tolist() == [3, 3, 3]

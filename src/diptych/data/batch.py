@@ -21,8 +21,8 @@ class Cursors:
     lanes: Mapping[int, LaneCursor]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `merge_json` of every rank's is what a checkpoint holds."""
-        lanes = {str(lane): [cursor.epoch, cursor.position] for lane, cursor in self.lanes.items()}
+        """Plain values; a checkpoint holds those of all ranks' cursors merged."""
+        lanes = {str(lane): [cursor.epoch, cursor.position] for lane, cursor in sorted(self.lanes.items())}
         return {"slot": self.slot, "lanes": lanes}
 
     @classmethod
@@ -32,7 +32,7 @@ class Cursors:
 
     @classmethod
     def merge(cls, parts: Sequence["Cursors"]) -> "Cursors":
-        """The cursors of readers that own different lanes, after the same batch."""
+        """The cursors of readers that own different lanes, after the same batch; at least one."""
         lanes = {lane: cursor for part in parts for lane, cursor in part.lanes.items()}
         return Cursors(parts[0].slot, lanes)
 

@@ -265,6 +265,8 @@ def _picture_bytes(raw: RawSample) -> bytes:
 
 # --- evaluation --------------------------------------------------------------------------------------------------
 
+_THUMBNAIL = 64
+
 
 @dataclass(frozen=True)
 class EvalSample:
@@ -272,6 +274,9 @@ class EvalSample:
 
     key: str
     image: UInt8[Tensor, "3 size size"]
+    """What the model sees."""
+    thumbnail: UInt8[Tensor, "3 side side"]
+    """What people see: 64 pixels, whatever the model's size."""
     captions: dict[str, tuple[str, ...]]
     """Column → texts."""
     label: int | None
@@ -290,8 +295,9 @@ def read_split(shards: str, image_size: int) -> Iterator[EvalSample]:
     for shard in stream.list_shards(shards):
         for raw in stream.read_shard(shard):
             try:
-                image = evaluation_view(decode(_picture_bytes(raw), at_least=image_size), image_size)
-                yield EvalSample(raw.key, image, texts.read(raw.members), _label(raw), _meta(raw))
+                picture = decode(_picture_bytes(raw))  # whole: a reduced decoding would not be the published protocols'
+                image, thumbnail = evaluation_view(picture, image_size), evaluation_view(picture, _THUMBNAIL)
+                yield EvalSample(raw.key, image, thumbnail, texts.read(raw.members), _label(raw), _meta(raw))
             except UnusableSample as fault:
                 skipped[fault.reason] += 1
     if skipped:

@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ class Engine:
         """
         on_cpu = not torch.cuda.is_available()
         announced = int(os.environ.get("WORLD_SIZE", "1"))
+        # Accelerate keeps the precision of the first run in a process for ever; a second run may want another.
+        AcceleratorState._reset_state()
         group = InitProcessGroupKwargs(backend="gloo" if on_cpu else None, timeout=_TIMEOUT)
         self._accelerator = Accelerator(
             cpu=on_cpu,

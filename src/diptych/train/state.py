@@ -36,10 +36,10 @@ class TrainState:
 
     def snapshot(self) -> Snapshot:
         """A checkpoint's contents. Every rank must call: the cursors of all ranks are collected."""
-        own = self.cursors.to_json() if self.cursors is not None else {}
-        lanes = {lane: cursor for rank_cursors in gather_objects(own) for lane, cursor in rank_cursors.items()}
+        consumed = [part for part in gather_objects(self.cursors) if part is not None]
+        cursors = Cursors.merge(consumed) if consumed else Cursors(0, {})
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
-        state = {"step": self.step, "samples_seen": self.samples_seen, "cursors": lanes}
+        state = {"step": self.step, "samples_seen": self.samples_seen, "cursors": cursors.to_json()}
         if self.ema is not None:
             tensors["ema"] = self.ema.model.state_dict()
             state["ema_updates"] = self.ema.num_updates

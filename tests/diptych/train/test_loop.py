@@ -1,8 +1,11 @@
 """The loop is exact: resumed equals never stopped, two processes equal one, and other runs are refused."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from diptych.config import dump, from_tree
+from diptych.data.loader import Feed, build_loader
 from diptych.errors import CheckpointError, ConfigError, DataError
 from diptych.log import read_metrics
-from diptych.testing import TINY_MODEL
+from diptych.models import dual_encoder
+from diptych.optim import optimizers
+from diptych.testing import TINY_MODEL, run_ranks
 from diptych.train import checkpoint, loop
 from diptych.train.recipe import Recipe
+from diptych.train.state import TrainState
 
 
 def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
@@ -57,15 +64,17 @@ def test_resume_equals_never_having_stopped(shards: Path, tmp_path: Path) -> Non
     loop.train(recipe(shards, tmp_path / "whole"))
     stopped = recipe(shards, tmp_path / "parts")
     loop.train(stopped)
-    for step in ("step-00000010", "step-00000009"):  # as if it had died after the checkpoint at step 6
-        for file in (tmp_path / "parts" / "checkpoints" / step).iterdir():
-            file.unlink()
-        (tmp_path / "parts" / "checkpoints" / step).rmdir()
+    forget_after(tmp_path / "parts", 6)
     loop.train(stopped)
     whole, parts = final_weights(tmp_path / "whole"), final_weights(tmp_path / "parts")
     assert all(value.equal(parts[name]) for name, value in whole.items())
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert [row["step"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")] == list(range(1, 11))
+
+
+def test_runs_of_different_precision_in_one_process(shards: Path, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16", "fp32"):
+        loop.train(recipe(shards, tmp_path / f"{precision}", total_samples=8, precision=precision))
 
 
 def test_a_finished_run_started_again_changes_nothing(shards: Path, tmp_path: Path) -> None:
@@ -115,19 +124,63 @@ def test_evaluation_during_training(shards: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [5, 10]
 
 
+def launch(path: Path) -> None:
+    """`accelerate launch` with two processes, as the documents print it."""
+    accelerate = Path(__file__).parents[3] / "configs" / "accelerate" / "cpu.yaml"
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(accelerate)]
+    command += ["-m", "diptych.train", str(path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+def forget_after(run: Path, step: int) -> None:
+    """As if the run had died after the checkpoint of that step."""
+    for folder in (run / "checkpoints").glob("step-*"):
+        if int(folder.name[5:]) > step:
+            shutil.rmtree(folder)
+
+
 @pytest.mark.distributed
 def test_two_processes_under_accelerate_equal_one(shards: Path, tmp_path: Path) -> None:
     loop.train(recipe(shards, tmp_path / "one"))
     (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two")))
-    accelerate = Path(__file__).parents[3] / "configs" / "accelerate" / "cpu.yaml"
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(accelerate)]
-    command += ["-m", "diptych.train", str(tmp_path / "two.yaml")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    launch(tmp_path / "two.yaml")
     torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=2e-5, rtol=2e-5)
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
     for name, value in one.items():
         # ten AdamW steps of 1e-2: a gradient's sign may flip where it is zero but for rounding
         torch.testing.assert_close(two[name], value, atol=5e-3, rtol=1e-2, msg=name)
+    states = [newest_state(tmp_path / name) for name in ("one", "two")]
+    assert states[0] == states[1]
+    before = losses(tmp_path / "two")
+    forget_after(tmp_path / "two", 6)
+    launch(tmp_path / "two.yaml")
+    assert losses(tmp_path / "two") == before
+    resumed = final_weights(tmp_path / "two")
+    assert all(value.equal(resumed[name]) for name, value in two.items())
+
+
+def test_one_process_goes_on_where_two_stopped(shards: Path, tmp_path: Path) -> None:
+    """The cursors of both ranks are in a checkpoint: whoever resumes sees the same samples."""
+    states = run_ranks(_cursors_after_three_batches, 2, shards)
+    assert states[0] == states[1]
+    assert sorted(states[0]["cursors"]["lanes"]) == ["0", "1"]
+    assert all(position > 0 for _, position in states[0]["cursors"]["lanes"].values())
+
+
+def _cursors_after_three_batches(rank: int, shards: Path) -> dict[str, Any]:
+    config = recipe(shards, Path("unused"))
+    model = dual_encoder.build(config.model, seed=0)
+    state = TrainState(model, optimizers.build(config.optim, model), None)
+    feed = Feed(global_batch=8, rank=rank, world_size=2, seed=0, image_size=16, tokenizer=model.tokenizer)
+    with build_loader(config.data, feed).batches() as batches:
+        for batch in islice(batches, 3):
+            state.advance(samples=8, cursors=batch.cursors)
+    return state.snapshot().state
+
+
+def newest_state(run: Path) -> dict[str, Any]:
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest is not None
+    return json.loads((newest / "state.json").read_text())
