@@ -161,6 +161,22 @@ def _emoji(options: argparse.Namespace) -> dict[str, Any]:
     return {"folder": str(options.out)}
 
 
+def _bench_loss(options: argparse.Namespace) -> dict[str, Any] | None:
+    import torch
+
+    from diptych.bench.loss import Setting, as_json, measure_all, table
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    setting = Setting("ours", 0, options.width, device, options.dtype, options.repeats)
+    names = ["ours", *dict.fromkeys(name for name in options.against.split(",") if name)]
+    sizes = [int(size) for size in options.rows.split(",")]
+    rows = measure_all(setting, sizes, names, rounds=options.rounds, progress=lambda text: log.info("%s", text))
+    if options.json:
+        return {"rows": as_json(rows)}
+    print(table(rows, setting, peer=names[1] if len(names) > 1 else "ours"))
+    return None
+
+
 # --- arguments ---------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(verbs)
     _add_export(verbs)
     _add_data(verbs)
+    _add_bench(verbs)
     return parser
 
 
@@ -296,6 +313,30 @@ def _add_data(verbs: Any) -> None:
     )
     emoji.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     _overwrite(emoji, "a folder")
+
+
+def _add_bench(verbs: Any) -> None:
+    bench = verbs.add_parser("bench", help="measure speed and memory", description="Measure speed and memory.")
+    tools = bench.add_subparsers(metavar="WHAT", required=True)
+    loss = _verb(
+        tools,
+        "loss",
+        _bench_loss,
+        "time and peak memory of the contrastive loss, forward and backward, beside peers in the same run",
+        example="diptych bench loss --rows 8192,16384 --against open_clip,chunked",
+    )
+    loss.add_argument("--rows", default="8192", metavar="B[,B…]", help="batch sizes (default: 8192)")
+    loss.add_argument("--width", type=int, default=512, metavar="D", help="embed_dim (default: 512)")
+    loss.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the features")
+    loss.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    loss.add_argument(
+        "--against",
+        default="open_clip",
+        metavar="NAME[,NAME…]",
+        help="open_clip, open_clip-compiled, open_clip-sigmoid, chunked, ours-sigmoid, ours-plugs (default: open_clip)",
+    )
+    loss.add_argument("--rounds", type=int, default=3, help="processes per measurement, alternating (default: 3)")
+    loss.add_argument("--repeats", type=int, default=1, help="passes in a process; their median counts (default: 1)")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ def launched_ranks() -> Ranks:
     return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
+def ranks_per_node(world_size: int) -> int:
+    """Processes on this machine as the launcher announces them; all of them where it says nothing."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
+
+
 def resolve_precision(precision: Precision) -> Literal["bf16", "fp32"]:
     """`auto` is bf16 where the hardware multiplies it natively (CUDA since Ampere; AVX512-BF16 or AMX), else fp32."""
     if precision != "auto":

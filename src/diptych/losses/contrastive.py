@@ -1,99 +1,244 @@
-"""The symmetric contrastive losses, as pure functions of features. Useful without the rest of the package.
+"""The contrastive loss: exact over any batch, any grouping of ranks, any plugs. Useful without the rest of the package.
 
-from diptych.losses.contrastive import clip_loss
-loss = clip_loss(image_features, text_features, logit_scale)
+    from diptych.losses.contrastive import contrastive_loss
+
+    loss = contrastive_loss(image_features, text_features, logit_scale)
+    loss = contrastive_loss(image_features, text_features, logit_scale, logit_bias=bias, normaliser="sigmoid")
+    loss = contrastive_loss(…, targets="same_caption", known={"caption_ids": ids}, weights=["decoupled"])
+
+Memory is O((B + G)·D) in forward and backward. In a process group every rank brings its own rows and gets the loss of
+its own pairs; their mean over ranks is the batch's, which is what data-parallel training descends.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diptych.config import from_tree
+from diptych.distributed.collectives import PendingGather, all_gather, merge
+from diptych.distributed.groups import ALONE, Group, world_group
+from diptych.losses.batch import Moment, Pairs, gathered, numbered
+from diptych.losses.composition import Composition
+from diptych.losses.grid import Grid
+from diptych.losses.pairs import OPPOSITE, Modality
+from diptych.losses.plugs.family import Layout
+from diptych.losses.plugs.normaliser.family import AnchorLosses
+from diptych.losses.settings import ContrastiveConfig
+from diptych.losses.statistics import logsumexp_of_pairs, softplus_of_pairs
+from diptych.losses.tiles import accumulation_dtype
 
 
-def clip_loss(
+@dataclass(frozen=True)
+class Contrast:
+    """A value and what is worth watching of it."""
+
+    loss: Float[Tensor, ""]
+    by_modality: AnchorLosses
+
+
+class ContrastiveLoss(nn.Module):
+    """A contrastive loss with its plugs built. Its state (queues, tables) and parameters are those of the plugs."""
+
+    def __init__(self, config: ContrastiveConfig, *, embed_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        heads = getattr(config.similarity, "heads_count", 1)
+        width = embed_dim // heads
+        self._normaliser = config.normaliser
+        built = {
+            "similarity": config.similarity.build(width),
+            "temperature": config.temperature.build(width),
+            "targets": config.targets.build(width),
+            "denominator": config.denominator.build(width),
+            "sample_weight": config.sample_weight.build(width),
+        }
+        lists = {
+            "weights": tuple(plug.build(width) for plug in config.weights),
+            "candidates": tuple(plug.build(width) for plug in config.candidates),
+        }
+        plugs = [*built.items(), *((f"{name}_{i}", plug) for name in lists for i, plug in enumerate(lists[name]))]
+        # Held in a dict besides: a module attribute that is sometimes a plain dataclass suits neither torch nor types.
+        self.modules_of_plugs = nn.ModuleDict({name: plug for name, plug in plugs if isinstance(plug, nn.Module)})
+        self._plugs = cast(Any, Composition)(**built, **lists, label_smoothing=config.label_smoothing)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the batch must know beside features: names for `Pairs.known`, `image_known`, `text_known`."""
+        return self._plugs.needs
+
+    def forward(self, pairs: Pairs, group: Group, moment: Moment = Moment()) -> Contrast:  # noqa: B008 - immutable
+        """This rank's share of the group's loss. Every rank of the group must call.
+
+        Raises:
+            ValueError: shapes do not agree.
+            ConfigError: a plug needs what the batch does not bring.
+        """
+        pairs.check()
+        with torch.autocast(pairs.image_features.device.type, enabled=False):
+            losses = self._plain(pairs, group) if self.config.is_plain else self._composed(pairs, group, moment)
+            return self._weighted(losses, pairs, group, moment)
+
+    def after_step(self, pairs: Pairs, group: Group) -> None:
+        """Lets queues take note of a batch whose loss has been computed. Every rank of the group must call."""
+        for plug in self._plugs.candidates:
+            plug.after_step(pairs, group)
+
+    # --- CLIP's and SigLIP's own -----------------------------------------------------------------------------------
+
+    def _plain(self, pairs: Pairs, group: Group) -> AnchorLosses:
+        if self.config.normaliser.choice_name == "sigmoid":
+            return {"image": _plain_sigmoid(pairs, group)}
+        if self.config.gather.form == "two_sided" and group.size > 1:
+            return _plain_two_sided(pairs, group)
+        image, text = _plain_one_sided(pairs, group)
+        return {"image": image, "text": text}
+
+    # --- with plugs ------------------------------------------------------------------------------------------------
+
+    def _composed(self, pairs: Pairs, group: Group, moment: Moment) -> AnchorLosses:
+        plugs = self._plugs
+        layouts = self._layouts(pairs, group)
+        for candidates in plugs.candidates:
+            layouts = candidates.layouts(layouts, pairs, group, moment)
+        found: list[AnchorLosses] = []
+        for layout in layouts:
+            grids = [self._prepared(head, moment) for head in plugs.similarity.heads(layout.grid)]
+            found += [self._normaliser.losses(Layout(grid, layout.local), plugs, moment) for grid in grids]
+        return _mean_by_modality(found)
+
+    def _layouts(self, pairs: Pairs, group: Group) -> list[Layout]:
+        """Images against gathered texts for both directions, or each side against the gathered other one."""
+        directions = self._normaliser.directions
+        if self.config.gather.form == "one_sided" or group.size == 1 or directions == ("rows",):
+            return [Layout(self._grid(pairs, group, "image", directions))]
+        return [Layout(self._grid(pairs, group, modality, ("rows",))) for modality in ("image", "text")]
+
+    def _grid(self, pairs: Pairs, group: Group, rows: Modality, directions: Any) -> Grid:
+        needs = self._plugs.needs
+        dtype = accumulation_dtype(pairs.image_features)
+        bias = pairs.logit_bias if pairs.logit_bias is not None else pairs.logit_scale.new_zeros(())
+        columns: Modality = "text" if rows == "image" else "image"
+        return Grid(
+            rows=numbered(pairs.side(rows, needs), group),
+            columns=gathered(pairs.side(columns, needs), group),
+            shared={"logit_scale": pairs.logit_scale.to(dtype), "logit_bias": bias.to(dtype)},
+            group=group,
+            directions=directions,
+            similarity=self._plugs.similarity,
+            logits=self._plugs.temperature,
+            symmetric_logits=self._plugs.temperature.symmetric,
+        )
+
+    def _prepared(self, grid: Grid, moment: Moment) -> Grid:
+        plugs = self._plugs
+        count = grid.rows.features.new_tensor(float(grid.columns.num_anchors))
+        grid = grid.share(num_candidates=count)
+        for plug in (plugs.similarity, plugs.temperature, plugs.targets, *plugs.weights, plugs.denominator):
+            grid = plug.prepare(grid, moment)
+        return grid
+
+    def _weighted(self, losses: AnchorLosses, pairs: Pairs, group: Group, moment: Moment) -> Contrast:
+        means = []
+        for modality, of_anchors in losses.items():
+            anchors = pairs.side(modality, self._plugs.sample_weight.needs)
+            means.append((self._plugs.sample_weight(of_anchors.detach(), anchors, group, moment) * of_anchors).mean())
+        return Contrast(torch.stack(means).mean(), losses)
+
+
+def _mean_by_modality(found: list[AnchorLosses]) -> AnchorLosses:
+    modalities = dict.fromkeys(modality for losses in found for modality in losses)
+    parts = {modality: [losses[modality] for losses in found if modality in losses] for modality in modalities}
+    return {modality: torch.stack(losses).mean(0) for modality, losses in parts.items()}
+
+
+def _partners(pairs: Pairs, group: Group) -> Tensor:
+    """Place of each own pair among those of the group."""
+    count = len(pairs.image_features)
+    return torch.arange(count, device=pairs.image_features.device) + group.rank * count
+
+
+def _plain_one_sided(pairs: Pairs, group: Group) -> tuple[Tensor, Tensor]:
+    """Own images against all texts; sums of columns are merged over the ranks.
+
+    The own block of texts needs nobody else's features, so it is computed while the gather is under way.
+    """
+    image, text, scale = pairs.image_features, pairs.text_features, pairs.logit_scale
+    if group.size == 1:
+        row_sums, column_sums, own = logsumexp_of_pairs(image, text, scale, _partners(pairs, group))
+        return row_sums - own, column_sums - own
+    pending = PendingGather(text, group)
+    own_rows, own_columns, own = logsumexp_of_pairs(image, text, scale, _partners(pairs, ALONE))
+    everyone = pending.wait()
+    before, _, after = everyone.split([group.rank * len(text), len(text), (group.size - group.rank - 1) * len(text)])
+    row_parts, column_parts = [own_rows], [own_columns]
+    nobody = torch.full_like(_partners(pairs, ALONE), -1)
+    for place, others in ((0, before), (1, after)):
+        if len(others):
+            rows, columns, _ = logsumexp_of_pairs(image, others, scale, nobody)
+            row_parts.append(rows)
+            column_parts.insert(0 if place == 0 else len(column_parts), columns)
+    column_sums = merge(torch.cat(column_parts), "logsumexp", group)
+    return torch.logsumexp(torch.stack(row_parts), 0) - own, column_sums - own
+
+
+def _plain_two_sided(pairs: Pairs, group: Group) -> AnchorLosses:
+    """The plain form: both sides are gathered, and each rank compares its rows of both with all of the other."""
+    losses: dict[Modality, Tensor] = {}
+    for modality, other in OPPOSITE:
+        anchors, candidates = pairs.features(modality), all_gather(pairs.features(other), group)
+        sums, _, own = logsumexp_of_pairs(anchors, candidates, pairs.logit_scale, _partners(pairs, group))
+        losses[modality] = sums - own
+    return losses
+
+
+def _plain_sigmoid(pairs: Pairs, group: Group) -> Tensor:
+    bias = pairs.logit_bias if pairs.logit_bias is not None else pairs.logit_scale.new_zeros(())
+    texts = all_gather(pairs.text_features, group)
+    sums, own = softplus_of_pairs(pairs.image_features, texts, pairs.logit_scale, bias, _partners(pairs, group))
+    return sums - own
+
+
+# --- the function --------------------------------------------------------------------------------------------------
+
+
+def contrastive_loss(
     image_features: Float[Tensor, "B D"],
     text_features: Float[Tensor, "B D"],
     logit_scale: Float[Tensor, ""] | float,
     *,
-    caption_ids: Int[Tensor, " B"] | None = None,
-    label_smoothing: float = 0.0,
+    logit_bias: Float[Tensor, ""] | float | None = None,
+    known: Mapping[str, Tensor] | None = None,
+    **options: Any,
 ) -> Float[Tensor, ""]:
-    """Mean over both directions of the softmax cross-entropy between an anchor and the batch.
-
-        loss = ½ Σ_i [ CE(s·x_i·, π_i·) + CE(s·x_·i, π_i·) ] / B,   x_ij = image_i · text_j
-
-    Source: arXiv:2103.00020, figure 3, where π is the identity. With `caption_ids` (equal id = equal caption, as when
-    two artists drew one concept) π_ij is uniform over the j with i's caption: the targets of arXiv:2004.11362, eq. 2.
+    """The loss of a batch, over all ranks of torch's default process group if there is one.
 
     Args:
-        image_features: unit norm.
+        image_features: unit norm; float32, bfloat16, float16 (float32 arithmetic) or float64.
         text_features: unit norm; row i belongs to picture i.
-        logit_scale: multiplies the cosines (already exponentiated).
-        caption_ids: see above; None: every caption counts as different.
-        label_smoothing: share of the target spread evenly over all candidates.
+        logit_scale: multiplies cosines, already exponentiated.
+        logit_bias: added to logits (sigmoid).
+        known: what plugs need of each pair: caption_ids, labels, …; see `Pairs.known`.
+        options: keys of `ContrastiveConfig` in the form of YAML: `normaliser="sigmoid"`,
+            `targets={"type": "cwcl", "anchor": "text"}`. Plugs with state want a `ContrastiveLoss` that lasts.
+
+    Returns:
+        The loss of this rank's pairs; the mean over ranks is the batch's.
+
+    Raises:
+        ConfigError: an unknown option, a combination that has no meaning, or something a plug needs is not known.
+        ValueError: shapes do not agree.
     """
-    check_pair(image_features, text_features)
-    rows = torch.arange(image_features.shape[0], device=image_features.device)
-    targets = positives(rows, caption_ids, caption_ids) if caption_ids is not None else None
-    to_text = direction_loss(image_features, text_features, logit_scale, rows, targets, label_smoothing)
-    to_image = direction_loss(text_features, image_features, logit_scale, rows, targets, label_smoothing)
-    return (to_text + to_image) / 2
-
-
-def direction_loss(
-    anchors: Float[Tensor, "B D"],
-    candidates: Float[Tensor, "G D"],
-    logit_scale: Float[Tensor, ""] | float,
-    rows: Int[Tensor, " B"],
-    targets: Bool[Tensor, "B G"] | None,
-    label_smoothing: float = 0.0,
-) -> Float[Tensor, ""]:
-    """One direction: cross-entropy of each anchor over all candidates, in float32.
-
-    Args:
-        anchors: this rank's rows.
-        candidates: everything they are compared with.
-        logit_scale: multiplies the cosines.
-        rows: position of each anchor's own partner among the candidates.
-        targets: which candidates count as right, shared equally; None: the own partner alone.
-        label_smoothing: share of the target spread evenly over all candidates.
-    """
-    logits = logit_scale * (anchors.float() @ candidates.float().T)
-    if targets is None:
-        return F.cross_entropy(logits, rows, label_smoothing=label_smoothing)
-    wanted = targets.to(logits.dtype)
-    return F.cross_entropy(logits, wanted / wanted.sum(1, keepdim=True), label_smoothing=label_smoothing)
-
-
-def siglip_loss(
-    image_features: Float[Tensor, "B D"],
-    text_features: Float[Tensor, "G D"],
-    logit_scale: Float[Tensor, ""] | float,
-    logit_bias: Float[Tensor, ""] | float,
-    targets: Bool[Tensor, "B G"],
-) -> Float[Tensor, ""]:
-    """Every pair is a yes-or-no question of its own:  −(1/B) Σ_i Σ_j log σ(z_ij (s·x_ij + b)),  z = ±1.
-
-    Source: arXiv:2303.15343, eq. 1 and algorithm 1.
-    """
-    logits = logit_scale * (image_features.float() @ text_features.float().T) + logit_bias
-    return -F.logsigmoid(torch.where(targets, logits, -logits)).sum() / image_features.shape[0]
-
-
-def positives(
-    rows: Int[Tensor, " B"], own_ids: Int[Tensor, " B"] | None, all_ids: Int[Tensor, " G"] | None
-) -> Bool[Tensor, "B G"]:
-    """Which candidates carry the same caption as each anchor; the own partner always does."""
-    if own_ids is None or all_ids is None:
-        raise ValueError("same-caption targets need caption ids")
-    same = own_ids[:, None] == all_ids[None, :]
-    return same.scatter(1, rows[:, None], value=True)
-
-
-def check_pair(image_features: Tensor, text_features: Tensor) -> None:
-    """Raises ValueError unless both are [B, D] of one shape."""
-    if image_features.ndim != 2 or image_features.shape != text_features.shape:
-        raise ValueError(
-            f"image_features {list(image_features.shape)} and text_features {list(text_features.shape)} "
-            "must both be [B, D] of one shape"
-        )
+    config = from_tree(ContrastiveConfig, dict(options), where="contrastive_loss")
+    pairs = Pairs(
+        image_features,
+        text_features,
+        torch.as_tensor(logit_scale, dtype=accumulation_dtype(image_features), device=image_features.device),
+        None if logit_bias is None else torch.as_tensor(logit_bias, device=image_features.device),
+        known=known or {},
+    )
+    loss = ContrastiveLoss(config, embed_dim=image_features.shape[-1])
+    return loss(pairs, world_group()).loss

@@ -1,36 +1,22 @@
 """Weighted terms → one number to descend and the named scalars to watch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from diptych.config import Config
-from diptych.distributed.runtime import Ranks
-from diptych.losses.contrastive import direction_loss, positives, siglip_loss
-from diptych.losses.gather import gather_features, gather_ids, own_rows
+from diptych.config import Config, discover
+from diptych.distributed.groups import Groups, make_groups
+from diptych.losses.batch import Moment, Pairs
+from diptych.losses.contrastive import ContrastiveLoss
+from diptych.losses.plugs.family import Regulariser
+from diptych.losses.settings import ContrastiveConfig
+from diptych.losses.table import SampleTable
+from diptych.seeding import derive
 
-
-@dataclass(frozen=True)
-class ContrastiveConfig(Config):
-    """The contrastive term."""
-
-    weight: float = 1.0
-    """Factor of this term in the total."""
-    normaliser: Literal["softmax", "sigmoid"] = "softmax"
-    """`softmax` is CLIP's loss, `sigmoid` SigLIP's (give the model a logit_bias)."""
-    targets: Literal["identity", "same_caption"] = "identity"
-    """`identity`: the own caption alone is right; `same_caption`: equal captions in a batch are right for all."""
-    label_smoothing: float = 0.0
-    """Share of a softmax target spread evenly over all candidates, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), not {self.label_smoothing}")
-        if self.normaliser == "sigmoid" and self.label_smoothing:
-            raise ValueError("label_smoothing belongs to the softmax normaliser; set it to 0 for sigmoid")
+discover("diptych.losses.plugs.regulariser")
 
 
 @dataclass(frozen=True)
@@ -39,17 +25,14 @@ class ObjectiveConfig(Config):
 
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """Pulls pairs together and everything else in the batch apart."""
+    regularisers: tuple[Regulariser, ...] = ()
+    """Terms beside it."""
 
-
-@dataclass(frozen=True)
-class Pairs:
-    """One rank's rows of a batch, as the objective sees them."""
-
-    image_features: Float[Tensor, "B D"]
-    text_features: Float[Tensor, "B D"]
-    logit_scale: Float[Tensor, ""]
-    logit_bias: Float[Tensor, ""] | None
-    caption_ids: Int[Tensor, " B"]
+    @property
+    def wants_hard_captions(self) -> bool:
+        """Whether a term uses the batch's hard captions."""
+        names = {plug.choice_name for plug in (*self.contrastive.candidates, *self.regularisers)}
+        return bool(names & {"hard_captions", "own_hard_captions", "image_grounded", "text_grounded"})
 
 
 @dataclass(frozen=True)
@@ -60,26 +43,64 @@ class Terms:
     scalars: dict[str, Float[Tensor, ""]]
 
 
-def evaluate(config: ObjectiveConfig, pairs: Pairs, ranks: Ranks) -> Terms:
-    """All terms of the objective. Every rank must call."""
-    contrastive = _contrastive(config.contrastive, pairs, ranks)
-    total = config.contrastive.weight * contrastive
-    return Terms(total, {"contrastive": contrastive.detach(), "total": total.detach()})
+class Objective(nn.Module):
+    """All terms, with the state and the parameters of their plugs."""
+
+    def __init__(self, config: ObjectiveConfig, *, embed_dim: int) -> None:
+        """Every rank must call: process groups are made here."""
+        super().__init__()
+        self.config = config
+        self.contrastive = ContrastiveLoss(config.contrastive, embed_dim=embed_dim)
+        self.groups: Groups = make_groups(config.contrastive.gather)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the batch must know beside features."""
+        names = (*self.contrastive.needs, *(name for term in self.config.regularisers for name in term.needs))
+        return tuple(dict.fromkeys(names))
+
+    def forward(self, pairs: Pairs, moment: Moment = Moment()) -> Terms:  # noqa: B008 - immutable
+        """All terms. Every rank must call; `after_step` follows once per batch."""
+        group = self.groups.at(moment.step)
+        contrastive = self.contrastive(pairs, group, moment).loss
+        total = self.config.contrastive.weight * contrastive
+        scalars = {"contrastive": contrastive.detach()}
+        for term in self.config.regularisers:
+            value = term(pairs, group)
+            total = total + term.weight * value
+            scalars[term.choice_name] = value.detach()
+        return Terms(total, scalars | {"total": total.detach()})
+
+    def after_step(self, pairs: Pairs, moment: Moment) -> None:
+        """Lets queues take note of a batch whose loss has been computed. Every rank must call."""
+        self.contrastive.after_step(pairs, self.groups.at(moment.step))
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """State and parameters by name, tables of samples put together from all ranks. Every rank must call."""
+        state: dict[str, Tensor] = self.state_dict()
+        for name, table in self._tables():
+            state[f"{name}.values"] = table.whole()
+        return state
+
+    def take_state(self, whole: dict[str, Tensor]) -> None:
+        """The reverse of `whole_state`, on any number of ranks."""
+        state: dict[str, Any] = dict(whole)
+        for name, table in self._tables():
+            table.take(state.pop(f"{name}.values"))
+            state[f"{name}.values"] = table.values
+        self.load_state_dict(state)
+
+    def _tables(self) -> list[tuple[str, SampleTable]]:
+        return [(name, module) for name, module in self.named_modules() if isinstance(module, SampleTable)]
 
 
-def _contrastive(config: ContrastiveConfig, pairs: Pairs, ranks: Ranks) -> Float[Tensor, ""]:
-    rows = own_rows(pairs.image_features, rank=ranks.rank)
-    all_text = gather_features(pairs.text_features)
-    same_caption = config.targets == "same_caption"
-    targets = positives(rows, pairs.caption_ids, gather_ids(pairs.caption_ids)) if same_caption else None
-    if config.normaliser == "sigmoid":
-        if targets is None:
-            targets = torch.zeros(len(rows), len(all_text), dtype=torch.bool, device=rows.device)
-            targets = targets.scatter(1, rows[:, None], value=True)
-        bias = pairs.logit_bias if pairs.logit_bias is not None else 0.0
-        return siglip_loss(pairs.image_features, all_text, pairs.logit_scale, bias, targets)
-    all_image = gather_features(pairs.image_features)
-    scale, smoothing = pairs.logit_scale, config.label_smoothing
-    to_text = direction_loss(pairs.image_features, all_text, scale, rows, targets, smoothing)
-    to_image = direction_loss(pairs.text_features, all_image, scale, rows, targets, smoothing)
-    return (to_text + to_image) / 2
+def build(config: ObjectiveConfig, *, embed_dim: int, seed: int) -> Objective:
+    """The objective with parameters drawn from `seed` alone. Every rank must call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "objective"))
+        return Objective(config, embed_dim=embed_dim)
+
+
+def evaluate(config: ObjectiveConfig, pairs: Pairs) -> Terms:
+    """All terms of an objective without state, in one call. Every rank must call."""
+    return Objective(config, embed_dim=pairs.image_features.shape[-1])(pairs)

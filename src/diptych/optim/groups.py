@@ -14,15 +14,16 @@ class ParameterGroup:
     decays: bool
 
 
-def split(model: nn.Module) -> list[ParameterGroup]:
-    """Trainable parameters in two groups: matrices decay; norms, biases, embeddings and the logit scale do not.
+def split(*modules: nn.Module) -> list[ParameterGroup]:
+    """Trainable parameters of all modules in two groups: matrices decay; norms, biases, embeddings, scales do not.
 
     Norms, biases and scales are recognised by having fewer than two axes, embeddings by their module.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    parts = [part for module in modules for part in module.modules()]
+    embeddings = {id(part.weight) for part in parts if isinstance(part, nn.Embedding)}
     decaying: list[tuple[str, nn.Parameter]] = []
     plain: list[tuple[str, nn.Parameter]] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in (pair for module in modules for pair in module.named_parameters()):
         if parameter.requires_grad:
             keep = parameter.ndim < 2 or id(parameter) in embeddings or "positional_embedding" in name
             (plain if keep else decaying).append((name, parameter))

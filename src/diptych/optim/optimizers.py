@@ -36,14 +36,14 @@ class OptimConfig(Config):
             raise ValueError("beta1 and beta2 must lie in [0, 1)")
 
 
-def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Fused AdamW over the model's trainable parameters."""
+def build(config: OptimConfig, *modules: nn.Module) -> torch.optim.Optimizer:
+    """Fused AdamW over the trainable parameters of all modules."""
     groups = [
         {
             "params": [parameter for _, parameter in group.parameters],
             "weight_decay": config.weight_decay if group.decays else 0.0,
         }
-        for group in split(model)
+        for group in split(*modules)
     ]
     return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 

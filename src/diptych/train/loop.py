@@ -14,6 +14,7 @@ from diptych.distributed.collectives import barrier, gather_objects
 from diptych.distributed.runtime import resolve_precision
 from diptych.distributed.wrap import Engine
 from diptych.errors import DiptychError
+from diptych.losses import objective
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
@@ -59,9 +60,11 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     loader = build_loader(recipe.data, feed)
     model.to(engine.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs know it for tensors only
-    optimizer = optimizers.build(recipe.optim, model)
+    loss = objective.build(recipe.objective, embed_dim=model.embed_dim, seed=recipe.seed).to(engine.device)
+    step.check_needs(recipe, loss)
+    optimizer = optimizers.build(recipe.optim, model, loss)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
-    state = TrainState(model, optimizer, ema)
+    state = TrainState(model, loss, optimizer, ema)
     if restore_newest(run.checkpoints, state):
         log.info("resumed step=%d samples_seen=%d run=%s", state.step, state.samples_seen, run.root)
     _run_steps(recipe, engine, run, state, loader, evaluator)

@@ -61,6 +61,9 @@ class Recipe(Config):
     """Length of the run in samples seen; the master clock of every schedule."""
     global_batch: int = 256
     """Pairs per optimizer step over all ranks."""
+    micro_batch: int | None = None
+    """Pairs in one forward pass of one rank; none: all at once. The gradient is exactly that of the whole batch, at the
+    price of a second forward pass."""
     precision: Precision = "auto"
     """`bf16` autocast or `fp32`; `auto` is bf16 where the hardware has it."""
     ema_decay: float | None = None
@@ -83,6 +86,8 @@ class Recipe(Config):
             raise ValueError(
                 f"total_samples ({self.total_samples}) must hold at least one global_batch ({self.global_batch})"
             )
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, not {self.micro_batch}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in (0, 1), not {self.ema_decay}")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diptych.data.batch import Cursors
 from diptych.distributed.collectives import gather_objects
 from diptych.errors import CheckpointError
+from diptych.losses.objective import Objective
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
 from diptych.optim.groups import split
@@ -21,6 +22,8 @@ class TrainState:
     """The moving parts of a run; everything else follows from the recipe."""
 
     model: DualEncoder
+    objective: Objective
+    """Its plugs may have state (queues, tables of samples) and parameters."""
     optimizer: torch.optim.Optimizer
     ema: Ema[DualEncoder] | None
     step: int = 0
@@ -40,6 +43,8 @@ class TrainState:
         cursors = Cursors.merge(consumed) if consumed else Cursors(0, {})
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
         state = {"step": self.step, "samples_seen": self.samples_seen, "cursors": cursors.to_json()}
+        if objective := self.objective.whole_state():
+            tensors["objective"] = objective
         if self.ema is not None:
             tensors["ema"] = self.ema.model.state_dict()
             state["ema_updates"] = self.ema.num_updates
@@ -53,6 +58,7 @@ class TrainState:
         """
         try:
             self.model.load_state_dict(snapshot.tensors["model"])
+            self.objective.take_state(snapshot.tensors.get("objective", {}))
             if self.ema is not None:
                 self.ema.model.load_state_dict(snapshot.tensors["ema"])
                 self.ema.num_updates = snapshot.state["ema_updates"]
@@ -66,7 +72,7 @@ class TrainState:
 
     def _numbered_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters in the order in which the optimizer numbers them."""
-        return [pair for group in split(self.model) for pair in group.parameters]
+        return [pair for group in split(self.model, self.objective) for pair in group.parameters]
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         states = self.optimizer.state_dict()["state"]

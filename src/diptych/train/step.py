@@ -1,14 +1,19 @@
 """One optimizer step."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diptych.data.batch import Batch
+from diptych.distributed.collectives import average_gradients
 from diptych.distributed.wrap import Engine
-from diptych.losses import objective
-from diptych.losses.objective import Pairs, Terms
+from diptych.errors import ConfigError
+from diptych.losses.accumulate import Features, accumulate, gradient_sync
+from diptych.losses.batch import Moment, Pairs
+from diptych.losses.objective import Objective, Terms
+from diptych.losses.plugs.weights.inverse_propensity import surface_features
 from diptych.optim import optimizers, schedules
 from diptych.seeding import derive
 from diptych.train.recipe import Recipe
@@ -34,11 +39,13 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     optimizers.set_lr(state.optimizer, lr)
     # Dropout draws from torch's generator: keyed by position, a resumed run drops what the unbroken one drops.
     torch.manual_seed(derive(recipe.seed, "step", state.step, engine.ranks.rank))
-    terms = _forward(recipe, engine, model, batch)
-    engine.backward(terms.total)
-    grad_norm = _clip(recipe.optim.grad_clip_norm, state.model)
+    moment = Moment(state.step, state.samples_seen, recipe.seed)
+    pairs, terms = _gradients(recipe, engine, model, state, batch, moment)
+    average_gradients(state.objective.parameters())
+    grad_norm = _clip(recipe.optim.grad_clip_norm, state.model, state.objective)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+    state.objective.after_step(pairs, moment)
     state.model.clamp_logit_scale()
     if state.ema is not None:
         state.ema.update(state.model)
@@ -46,18 +53,76 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     return StepResult(terms, grad_norm, lr)
 
 
-def _forward(recipe: Recipe, engine: Engine, model: nn.Module, batch: Batch) -> Terms:
+_OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")
+
+
+def check_needs(recipe: Recipe, objective: Objective) -> None:
+    """Raises ConfigError when the objective needs what training does not have."""
+    lacking = [name for name in objective.needs if name not in _OFFERED]
+    if objective.config.wants_hard_captions:
+        lacking.append("hard_captions")
+    if lacking:
+        raise ConfigError(
+            f"the stream does not bring {', '.join(lacking)} · objective · choose other plugs, or call "
+            "diptych.losses.objective from a loop of your own"
+        )
+    if "teacher_features" in objective.needs and recipe.ema_decay is None:
+        raise ConfigError("teacher_features are those of the averaged model · objective · set ema_decay, such as 0.995")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Pictures and tokens of some rows, on the device."""
+
+    images: Tensor
+    tokens: Tensor
+
+
+def _gradients(
+    recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, batch: Batch, moment: Moment
+) -> tuple[Pairs, Terms]:
+    """The loss of this rank's rows, and gradients in the parameters."""
     device = engine.device
-    images = batch.images.to(device, non_blocking=True)
-    tokens = batch.tokens.to(device, non_blocking=True)
-    with engine.autocast():
-        embeddings = model(images, tokens)
-    # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.
-    pairs = Pairs(**embeddings._asdict(), caption_ids=batch.caption_ids.to(device, non_blocking=True))
-    return objective.evaluate(recipe.objective, pairs, engine.ranks)
+    whole = _Inputs(batch.images.to(device, non_blocking=True), batch.tokens.to(device, non_blocking=True))
+    known, image_known, text_known = _known(engine, state, batch, whole)
+
+    def embed(inputs: _Inputs) -> Features:
+        with engine.autocast():
+            return model(inputs.images, inputs.tokens)._asdict()
+
+    def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
+        # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.
+        pairs = Pairs(**features, known=known, image_known=image_known, text_known=text_known)
+        terms = state.objective(pairs, moment)
+        return terms.total, (pairs, terms)
+
+    if recipe.micro_batch is None or recipe.micro_batch >= len(whole.images):
+        total, result = loss(embed(whole))
+        engine.backward(total)
+        return result
+    size = recipe.micro_batch
+    parts = [_Inputs(*part) for part in zip(whole.images.split(size), whole.tokens.split(size), strict=True)]
+    return accumulate(embed, parts, loss, synchronised=gradient_sync(model), backward=engine.backward)
 
 
-def _clip(max_norm: float | None, model: nn.Module) -> Tensor:
+def _known(
+    engine: Engine, state: TrainState, batch: Batch, inputs: _Inputs
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """What the objective's plugs need of each pair, each picture, each text."""
+    needs = state.objective.needs
+    known = {"caption_ids": batch.caption_ids.to(engine.device, non_blocking=True)}
+    if "sample_ids" in needs:
+        known["sample_ids"] = torch.tensor([derive(0, key) for key in batch.keys], device=engine.device)
+    if "surface_features" in needs:
+        known["surface_features"] = surface_features(inputs.tokens)
+    if "teacher_features" not in needs or state.ema is None:
+        return known, {}, {}
+    with torch.no_grad(), engine.autocast():
+        teacher = state.ema.model(inputs.images, inputs.tokens)
+    return known, {"teacher_features": teacher.image_features}, {"teacher_features": teacher.text_features}
+
+
+def _clip(max_norm: float | None, *modules: nn.Module) -> Tensor:
     """The norm of the whole gradient before clipping."""
     limit = max_norm if max_norm is not None else float("inf")
-    return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return torch.nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], limit)

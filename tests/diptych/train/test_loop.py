@@ -17,6 +17,7 @@ from diptych.config import dump, from_tree
 from diptych.data.loader import Feed, build_loader
 from diptych.errors import CheckpointError, ConfigError, DataError
 from diptych.log import read_metrics
+from diptych.losses import objective
 from diptych.models import dual_encoder
 from diptych.optim import optimizers
 from diptych.testing import TINY_MODEL, run_ranks
@@ -172,7 +173,8 @@ def test_one_process_goes_on_where_two_stopped(shards: Path, tmp_path: Path) -> 
 def _cursors_after_three_batches(rank: int, shards: Path) -> dict[str, Any]:
     config = recipe(shards, Path("unused"))
     model = dual_encoder.build(config.model, seed=0)
-    state = TrainState(model, optimizers.build(config.optim, model), None)
+    loss = objective.build(config.objective, embed_dim=model.embed_dim, seed=0)
+    state = TrainState(model, loss, optimizers.build(config.optim, model, loss), None)
     feed = Feed(global_batch=8, rank=rank, world_size=2, seed=0, image_size=16, tokenizer=model.tokenizer)
     with build_loader(config.data, feed).batches() as batches:
         for batch in islice(batches, 3):

@@ -1,0 +1,92 @@
+"""What a training step hands to an objective."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diptych.distributed.collectives import all_gather, all_gather_rows
+from diptych.distributed.groups import Group
+from diptych.losses.pairs import Modality, Side
+from diptych.losses.tiles import accumulation_dtype
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a loss is computed: what schedules and random draws depend on, beside the batch."""
+
+    step: int = 0
+    samples_seen: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One rank's rows of a batch."""
+
+    image_features: Float[Tensor, "B D"]
+    """Unit norm."""
+    text_features: Float[Tensor, "B D"]
+    """Unit norm; row i belongs to picture i."""
+    logit_scale: Float[Tensor, ""]
+    """Multiplies cosines: already exponentiated."""
+    logit_bias: Float[Tensor, ""] | None = None
+    """Added to logits (sigmoid loss)."""
+    known: Mapping[str, Int[Tensor, "B ..."] | Float[Tensor, "B ..."]] = field(default_factory=dict)
+    """What is known of each pair, whichever side asks: caption_ids, sample_ids, labels, label_features, …"""
+    image_known: Mapping[str, Float[Tensor, "B ..."]] = field(default_factory=dict)
+    """What is known of the pictures alone: teacher_features, …"""
+    text_known: Mapping[str, Float[Tensor, "B ..."]] = field(default_factory=dict)
+    """What is known of the texts alone."""
+    hard_captions: Float[Tensor, "B K D"] | None = None
+    """Unit-norm features of K wrong captions of each picture."""
+
+    def check(self) -> None:
+        """Raises ValueError unless the shapes agree."""
+        image, text = self.image_features, self.text_features
+        if image.ndim != 2 or image.shape != text.shape or not len(image):
+            raise ValueError(
+                f"image_features {list(image.shape)} and text_features {list(text.shape)} must both be [B, D] of one "
+                "shape with at least one row · contrastive loss · give one text per picture"
+            )
+        for name, value in {**self.known, **self.image_known, **self.text_known}.items():
+            if value.shape[:1] != image.shape[:1]:
+                raise ValueError(f"{name} {list(value.shape)} must have {len(image)} rows · contrastive loss")
+        if self.hard_captions is not None and self.hard_captions.shape[::2] != image.shape:
+            raise ValueError(
+                f"hard_captions {list(self.hard_captions.shape)} must be [B, K, D] of image_features "
+                f"{list(image.shape)} · contrastive loss"
+            )
+
+    def features(self, modality: Modality) -> Float[Tensor, "B D"]:
+        """This rank's images or texts, as they are."""
+        return self.image_features if modality == "image" else self.text_features
+
+    def side(self, modality: Modality, needs: tuple[str, ...] = ()) -> Side:
+        """This rank's images or texts as anchors, with those of the `needs` that are known."""
+        features = self.features(modality)
+        everything = {**self.known, **(self.image_known if modality == "image" else self.text_known)}
+        info = {name: everything[name] for name in needs if name in everything}
+        number = torch.arange(len(features), device=features.device)
+        return Side(modality, features.to(accumulation_dtype(features)), number, len(features), info)
+
+
+def gathered(side: Side, group: Group) -> Side:
+    """The anchors of all ranks of the group, features with gradient. Every rank of the group must call."""
+    if group.size == 1:
+        return side
+    info = {
+        name: all_gather(value, group) if value.requires_grad else all_gather_rows(value, group)
+        for name, value in side.info.items()
+    }
+    features = all_gather(side.features, group)
+    number = torch.arange(len(features), device=features.device)
+    return Side(side.modality, features, number, len(features), info)
+
+
+def numbered(side: Side, group: Group) -> Side:
+    """This rank's anchors, numbered as in the whole group."""
+    first = group.rank * len(side)
+    return Side(side.modality, side.features, side.number + first, side.num_anchors, side.info)

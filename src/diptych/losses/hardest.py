@@ -1,0 +1,51 @@
+"""The most similar candidates of every anchor, without storing all pairs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diptych.distributed.collectives import all_gather_rows
+from diptych.losses import tiles
+from diptych.losses.grid import Grid
+from diptych.losses.pairs import Direction, Side, Tile
+
+
+@torch.no_grad()
+def hardest(
+    grid: Grid, direction: Direction, count: int, *, allowed: Callable[[Tile], Tensor]
+) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
+    """The `count` largest similarities of each of this rank's anchors among the allowed candidates, largest first, and
+    the candidates' places on the other side (as `everyone` gives it).
+
+    Where fewer are allowed, the rest is -inf. Every rank of the group must call.
+
+    Args:
+        allowed: which entries of a tile may be chosen: [R, C] booleans.
+    """
+    anchors, candidates = grid.anchors(direction), everyone(grid, direction)
+    values = anchors.features.new_full((len(anchors), count), -torch.inf)
+    places = torch.zeros((len(anchors), count), dtype=torch.long, device=values.device)
+    for row in range(0, len(anchors), tiles.ROW_BLOCK):
+        rows = slice(row, min(row + tiles.ROW_BLOCK, len(anchors)))
+        for column in range(0, len(candidates), tiles.COLUMN_BLOCK):
+            columns = slice(column, min(column + tiles.COLUMN_BLOCK, len(candidates)))
+            tile = grid.tile(anchors.cut(rows), candidates.cut(columns), grid.shared)
+            offered = tile.similarity.masked_fill(~allowed(tile), -torch.inf)
+            numbers = torch.arange(columns.start, columns.stop, device=values.device).expand_as(offered)
+            best = torch.cat([values[rows], offered], 1).topk(count, dim=1)
+            values[rows] = best.values
+            places[rows] = torch.cat([places[rows], numbers], 1).gather(1, best.indices)
+    return values, places
+
+
+def everyone(grid: Grid, direction: Direction) -> Side:
+    """All candidates of this rank's anchors: the columns, or the rows of all ranks, without gradient."""
+    side = grid.columns if direction == "rows" else grid.rows
+    if direction == "rows":
+        return replace(side, features=side.features.detach())
+    info = {name: all_gather_rows(value, grid.group) for name, value in side.info.items()}
+    features, number = all_gather_rows(side.features, grid.group), all_gather_rows(side.number, grid.group)
+    return replace(side, features=features, number=number, info=info)

@@ -1,0 +1,130 @@
+"""An anchor chooses among its candidates."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diptych.losses.batch import Moment
+from diptych.losses.composition import Composition
+from diptych.losses.grid import Grid, Kind
+from diptych.losses.pairs import Direction, Tile
+from diptych.losses.plugs.family import AnchorSums, Layout
+from diptych.losses.plugs.normaliser.family import AnchorLosses, Normaliser
+
+
+@dataclass(frozen=True)
+class Softmax(Normaliser, name="softmax"):
+    """CLIP's loss: cross-entropy of each anchor over its candidates, the mean of both directions.
+
+        loss_i = log Σ_k w_ik exp(z_ik) − Σ_j π_ij z_ij
+
+    Source: arXiv:2103.00020, figure 3.
+    Cost: each pair is multiplied once forward, once again and twice in backward; one exponential per pass.
+    Use: the default.
+    Verified: open_clip's ClipLoss on one and two processes; dense float64 with every plug.
+    """
+
+    def losses(self, layout: Layout, plugs: Composition, moment: Moment) -> AnchorLosses:
+        """Every direction's anchors."""
+        sums = _anchor_sums(layout, plugs)
+        return {found.modality: plugs.denominator.losses(found, moment) for found in sums}
+
+
+def _anchor_sums(layout: Layout, plugs: Composition) -> list[AnchorSums]:
+    grid = layout.grid
+    fold = _Fold(plugs)
+    found = grid.reduce(fold, fold.kinds, symmetric=fold.symmetric)
+    sums = []
+    for direction in grid.directions:
+        values = dict(zip(fold.names, getattr(found, direction), strict=True))
+        sums.append(_of_anchors(layout, direction, plugs, values))
+    if plugs.denominator.wants_mean_logit:
+        sums = _with_mean_logits(grid, plugs, sums)
+    return sums
+
+
+def _of_anchors(layout: Layout, direction: Direction, plugs: Composition, values: dict[str, Tensor]) -> AnchorSums:
+    grid = layout.grid
+    anchors = grid.anchors(direction)
+    positive = values["positive"] / values["targets"] if "targets" in values else values["positive"]
+    log_sum, count = values["log_sum"], values.get("count", _candidates(grid, direction).expand(len(anchors)))
+    if plugs.label_smoothing:
+        positive = (1 - plugs.label_smoothing) * positive + plugs.label_smoothing * values["all"] / count
+    if direction in layout.local:
+        logits = _local_logits(layout, direction)
+        log_sum = torch.logaddexp(log_sum, torch.logsumexp(logits, 1))
+        count = count + logits.shape[1]
+    if "penalty" in values:  # goes where the loss is log_sum − positive
+        positive = positive - values["penalty"]
+    # An anchor without any candidate has nothing to choose: its loss is 0.
+    empty = log_sum == -torch.inf
+    log_sum, positive = torch.where(empty, 0.0, log_sum), torch.where(empty, 0.0, positive)
+    ids = anchors.info.get("sample_ids")
+    scale = grid.shared["logit_scale"]
+    return AnchorSums(anchors.modality, log_sum, positive, count.clamp(min=1), None, ids, scale)
+
+
+def _candidates(grid: Grid, direction: Direction) -> Tensor:
+    """Number of candidates of an anchor of the grid, all ranks' rows included."""
+    number = len(grid.columns) if direction == "rows" else len(grid.rows) * grid.group.size
+    return grid.rows.features.new_tensor(float(number))
+
+
+def _local_logits(layout: Layout, direction: Direction) -> Float[Tensor, "B K"]:
+    """Logits of candidates that belong to single anchors."""
+    anchors, features = layout.grid.anchors(direction), layout.local[direction]
+    similarity = torch.einsum("bd,bkd->bk", anchors.features, features)
+    nobody = replace(anchors, features=features[0], number=anchors.number.new_full((features.shape[1],), -3), info={})
+    return layout.grid.logits(Tile(similarity, similarity, anchors, nobody, layout.grid.shared))
+
+
+def _with_mean_logits(grid: Grid, plugs: Composition, sums: list[AnchorSums]) -> list[AnchorSums]:
+    """Adds Σ_k p_ik z_ik, by a second reduction without gradient."""
+    by_direction = dict(zip(grid.directions, sums, strict=True))
+    log_sums = {direction: found.log_sum.detach() for direction, found in by_direction.items()}
+    grid = grid.know("log_sum", **log_sums)
+
+    def fold(tile: Tile) -> Sequence[Tensor | None]:
+        energy = plugs.energy(tile)
+        return (torch.exp(energy - tile.anchor["log_sum"][:, None]) * tile.logits,)
+
+    with torch.no_grad():
+        found = grid.reduce(fold, ("sum",))
+    return [
+        replace(of_anchors, mean_logit=getattr(found, direction)[0]) for direction, of_anchors in by_direction.items()
+    ]
+
+
+class _Fold:
+    """What a tile adds to the sums of its anchors."""
+
+    def __init__(self, plugs: Composition) -> None:
+        self._plugs = plugs
+        wanted: dict[str, tuple[Kind, Callable[[Tile], Tensor | None]]] = {"positive": ("sum", self._positive)}
+        if plugs.targets.normalise:
+            wanted["targets"] = ("sum", plugs.targets)
+        if plugs.has_weights:
+            wanted["count"] = ("sum", lambda tile: (plugs.energy(tile).detach() > -torch.inf).to(tile.logits.dtype))
+        if plugs.label_smoothing:
+            wanted["all"] = ("sum", self._allowed_logits)
+        if plugs.has_penalty:
+            wanted["penalty"] = ("sum", plugs.temperature.penalty)
+        wanted["log_sum"] = ("logsumexp", plugs.energy)
+        self.names = tuple(wanted)
+        self.kinds = tuple(kind for kind, _ in wanted.values())
+        self._functions = [function for _, function in wanted.values()]
+        self.symmetric = plugs.symmetric
+
+    def __call__(self, tile: Tile) -> Sequence[Tensor | None]:
+        return [function(tile) for function in self._functions]
+
+    def _positive(self, tile: Tile) -> Tensor | None:
+        right = self._plugs.targets(tile)
+        return None if right is None else right * tile.logits
+
+    def _allowed_logits(self, tile: Tile) -> Tensor:
+        energy = self._plugs.energy(tile)
+        return tile.logits if energy is tile.logits else tile.logits.masked_fill(energy == -torch.inf, 0.0)

@@ -1,0 +1,153 @@
+"""The settings of a contrastive loss, and which of them cannot be combined."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from diptych.config import Config, discover
+from diptych.distributed.groups import GatherConfig
+from diptych.losses.plugs.family import (
+    Candidates,
+    Denominator,
+    SampleWeight,
+    Similarity,
+    Targets,
+    Temperature,
+    Weights,
+)
+from diptych.losses.plugs.normaliser.family import Normaliser
+
+FAMILIES = (
+    "similarity",
+    "temperature",
+    "targets",
+    "weights",
+    "candidates",
+    "normaliser",
+    "denominator",
+    "sample_weight",
+)
+for _family in FAMILIES:
+    discover(f"diptych.losses.plugs.{_family}")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig(Config):
+    """The contrastive term."""
+
+    weight: float = 1.0
+    """Factor of this term in the total."""
+    normaliser: Normaliser = field(default_factory=lambda: Normaliser.named("softmax")())
+    """How an anchor's logits become its loss: `softmax` is CLIP's, `sigmoid` SigLIP's (give the model a logit_bias)."""
+    targets: Targets = field(default_factory=lambda: Targets.named("identity")())
+    """Which candidates are right."""
+    weights: tuple[Weights, ...] = ()
+    """How much candidates count in the denominator; several multiply."""
+    candidates: tuple[Candidates, ...] = ()
+    """Candidates beside the batch's."""
+    similarity: Similarity = field(default_factory=lambda: Similarity.named("dot")())
+    """How alike two features are."""
+    temperature: Temperature = field(default_factory=lambda: Temperature.named("learned")())
+    """From similarities to logits."""
+    denominator: Denominator = field(default_factory=lambda: Denominator.named("exact")())
+    """What stands for the sum over candidates."""
+    sample_weight: SampleWeight = field(default_factory=lambda: SampleWeight.named("uniform")())
+    """How much each anchor counts."""
+    label_smoothing: float = 0.0
+    """Share of a softmax target spread evenly over all candidates, in [0, 1)."""
+    gather: GatherConfig = field(default_factory=GatherConfig)
+    """Whose features are compared."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), not {self.label_smoothing}")
+        for refusal in refusals(self):
+            raise ValueError(refusal)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is CLIP's or SigLIP's own loss, for which there are kernels."""
+        if self.normaliser.choice_name not in ("softmax", "sigmoid"):
+            return False
+        names = (self.targets.choice_name, self.similarity.choice_name, self.temperature.choice_name)
+        plain = names == ("identity", "dot", "learned") and self.denominator.choice_name == "exact"
+        return plain and not (self.weights or self.candidates or self.label_smoothing)
+
+
+_YES_OR_NO = ("identity", "same_caption", "same_label", "cwcl")
+_SEVERAL_RIGHT = ("identity", "same_caption", "same_label")
+_LOOK_AT_OTHERS = ("not_same_caption", "clusters", "false_negatives", "hardest", "inverse_propensity")
+_OF_SINGLE_ANCHORS = {"mochi", "own_hard_captions"}
+
+
+def refusals(config: ContrastiveConfig) -> Iterator[str]:
+    """Combinations that have no meaning: which, why, and what to choose instead."""
+    yield from _refused_by_normaliser(config)
+    yield from _refused_by_denominator(config)
+    yield from _refused_by_candidates(config)
+    if config.temperature.choice_name == "adaptive" and config.targets.choice_name == "weighted_positive":
+        yield "targets weighted_positive with temperature adaptive: both decide how hard a positive pulls; use one"
+
+
+def _refused_by_normaliser(config: ContrastiveConfig) -> Iterator[str]:
+    normaliser, targets, temperature = (
+        plug.choice_name for plug in (config.normaliser, config.targets, config.temperature)
+    )
+    if normaliser == "softmax":
+        return
+    if config.label_smoothing:
+        yield f"label_smoothing with {normaliser}: it spreads a softmax target; set it to 0"
+    if config.denominator.choice_name != "exact":
+        yield f"denominator {config.denominator.choice_name} with {normaliser}: only softmax has one; use exact"
+    if normaliser == "sigmoid" and targets not in _YES_OR_NO:
+        yield f"targets {targets} with sigmoid: they are no yes or no of each pair; use {', '.join(_YES_OR_NO)}"
+    if normaliser != "sigmoid" and targets not in _SEVERAL_RIGHT:
+        right = ", ".join(_SEVERAL_RIGHT)
+        yield f"targets {targets} with {normaliser}: every candidate would be a positive; use {right}"
+    if temperature == "adaptive":
+        yield f"temperature adaptive with {normaliser}: its penalty belongs to softmax; use learned or fixed"
+    if temperature == "per_anchor" and normaliser == "sigmoid":
+        yield "temperature per_anchor with sigmoid: a pair has one logit there; use learned or fixed"
+
+
+def _refused_by_denominator(config: ContrastiveConfig) -> Iterator[str]:
+    denominator = config.denominator.choice_name
+    if denominator == "exact":
+        return
+    relative = f"denominator {denominator} is remembered relative to the one partner"
+    if config.targets.choice_name != "identity":
+        yield f"{relative}, not with targets {config.targets.choice_name}; use identity"
+    if config.label_smoothing:
+        yield f"{relative}, not with label_smoothing; set it to 0"
+    if config.candidates:
+        yield f"denominator {denominator} with candidates: its average is over the batch; drop the candidates"
+    if any(plug.choice_name in ("decoupled", "clusters") for plug in config.weights):
+        yield f"weights without the own partner with denominator {denominator}: it is left out already; drop them"
+    if config.similarity.choice_name == "heads":
+        yield f"denominator {denominator} with similarity heads: a sample has one denominator, not one a head; use dot"
+    if denominator == "isogclr" and config.temperature.choice_name != "learned":
+        yield "denominator isogclr brings a temperature for each sample; leave temperature at learned"
+
+
+def _refused_by_candidates(config: ContrastiveConfig) -> Iterator[str]:
+    names = {plug.choice_name for plug in config.candidates}
+    if not names:
+        return
+    listed, normaliser = ", ".join(sorted(names)), config.normaliser.choice_name
+    if normaliser != "softmax" and names & (_OF_SINGLE_ANCHORS | {"queue"}):
+        yield f"candidates {listed} with {normaliser}: single anchors' or a queue enter a softmax; use hard_captions"
+    if config.similarity.choice_name == "heads":
+        yield f"candidates {listed} with similarity heads: they are features of one head; use dot"
+    if config.temperature.choice_name == "adaptive":
+        yield f"candidates {listed} with temperature adaptive: its penalty is over the batch; use learned or fixed"
+    blind = [plug.choice_name for plug in config.weights if plug.choice_name in _LOOK_AT_OTHERS]
+    unknown = f"candidates {listed}: nothing of the kind is known of them that"
+    if blind:
+        yield f"{unknown} weights {', '.join(blind)} look at; drop one of the two"
+    if config.targets.choice_name in ("cwcl", "soft_labels", "same_caption", "same_label"):
+        yield f"{unknown} targets {config.targets.choice_name} look at; use identity"
+    if "queue" not in names:
+        return
+    if len(names) > 1:
+        yield "candidates queue with others: it replaces the batch's candidates by the teacher's; use it alone"
+    if config.weights:
+        yield "candidates queue with weights: nothing of the kind is known of its entries; drop the weights"
