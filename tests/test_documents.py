@@ -4,8 +4,10 @@ import importlib.util
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -47,13 +49,32 @@ def test_each_shipped_yaml_opens_with_its_command(path: Path) -> None:
     assert str(path.relative_to(ROOT)) in first
 
 
-def test_the_key_reference_is_fresh(golden: Callable[[str, str], None]) -> None:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
+def tool(name: str) -> ModuleType:
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    golden("docs/config.md", module.reference())
+    return module
+
+
+def test_the_key_reference_is_fresh(golden: Callable[[str, str], None]) -> None:
+    golden("docs/config.md", tool("reference").reference())
+
+
+def test_the_loss_catalogue_is_fresh(golden: Callable[[str, str], None]) -> None:
+    golden("docs/losses.md", tool("catalogue").catalogue())
+
+
+def test_every_plug_names_its_paper() -> None:
+    module = tool("catalogue")
+    for _, base, _ in module.FAMILIES:
+        for name, plug in base.members.items():
+            page = module.parse(plug)
+            assert page.formula, f"{name} shows no formula"
+            assert "arXiv:" in page.labels["Source"], name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -7,7 +7,7 @@
 The gradient is that of one forward pass over all micro-batches, dropout included, at the memory of one micro-batch and
 the price of a second forward pass. Ranks gather in 2 alone; parameters are synchronised once, by the last micro-batch.
 
-Source: arXiv:2111.10050, section 4, and arXiv:2101.06983.
+Source: arXiv:2101.06983, and arXiv:2111.10050 for images and texts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

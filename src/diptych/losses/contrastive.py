@@ -172,17 +172,19 @@ def _plain_one_sided(pairs: Pairs, group: Group) -> tuple[Tensor, Tensor]:
         return row_sums - own, column_sums - own
     pending = PendingGather(text, group)
     own_rows, own_columns, own = logsumexp_of_pairs(image, text, scale, _partners(pairs, ALONE))
-    everyone = pending.wait()
-    before, _, after = everyone.split([group.rank * len(text), len(text), (group.size - group.rank - 1) * len(text)])
-    row_parts, column_parts = [own_rows], [own_columns]
+    before, after = _others(pending.wait(), group)
     nobody = torch.full_like(_partners(pairs, ALONE), -1)
-    for place, others in ((0, before), (1, after)):
-        if len(others):
-            rows, columns, _ = logsumexp_of_pairs(image, others, scale, nobody)
-            row_parts.append(rows)
-            column_parts.insert(0 if place == 0 else len(column_parts), columns)
-    column_sums = merge(torch.cat(column_parts), "logsumexp", group)
-    return torch.logsumexp(torch.stack(row_parts), 0) - own, column_sums - own
+    parts = [logsumexp_of_pairs(image, others, scale, nobody)[:2] for others in (before, after) if len(others)]
+    parts.insert(1 if len(before) else 0, (own_rows, own_columns))
+    row_sums = torch.logsumexp(torch.stack([rows for rows, _ in parts]), 0)
+    column_sums = merge(torch.cat([columns for _, columns in parts]), "logsumexp", group)
+    return row_sums - own, column_sums - own
+
+
+def _others(everyone: Float[Tensor, "G D"], group: Group) -> tuple[Tensor, Tensor]:
+    """The rows of the ranks before this one, and of those behind it."""
+    count = len(everyone) // group.size
+    return everyone[: group.rank * count], everyone[(group.rank + 1) * count :]
 
 
 def _plain_two_sided(pairs: Pairs, group: Group) -> AnchorLosses:
@@ -197,8 +199,13 @@ def _plain_two_sided(pairs: Pairs, group: Group) -> AnchorLosses:
 
 def _plain_sigmoid(pairs: Pairs, group: Group) -> Tensor:
     bias = pairs.logit_bias if pairs.logit_bias is not None else pairs.logit_scale.new_zeros(())
-    texts = all_gather(pairs.text_features, group)
-    sums, own = softplus_of_pairs(pairs.image_features, texts, pairs.logit_scale, bias, _partners(pairs, group))
+    image, text, scale = pairs.image_features, pairs.text_features, pairs.logit_scale
+    pending = PendingGather(text, group) if group.size > 1 else None
+    sums, own = softplus_of_pairs(image, text, scale, bias, _partners(pairs, ALONE))
+    if pending is not None:
+        nobody = torch.full_like(_partners(pairs, ALONE), -1)
+        for others in (part for part in _others(pending.wait(), group) if len(part)):
+            sums = sums + softplus_of_pairs(image, others, scale, bias, nobody)[0]
     return sums - own
 
 

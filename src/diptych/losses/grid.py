@@ -130,8 +130,9 @@ class Grid:
 
     def blocks(self) -> Iterator[Blocks]:
         """Places of all tiles; none mixes anchors with other candidates, and none lies where nobody is an anchor."""
-        for rows in _spans(self.rows, tiles.ROW_BLOCK):
-            for columns in _spans(self.columns, tiles.COLUMN_BLOCK):
+        height, width = tiles.shape_on(self.rows.features.device)
+        for rows in _spans(self.rows, height):
+            for columns in _spans(self.columns, width):
                 if rows.start < self.rows.num_anchors or columns.start < self.columns.num_anchors:
                     yield Blocks(rows, columns)
 
@@ -153,9 +154,9 @@ def _padded(values: Tensor, length: int) -> Tensor:
 
 
 def _spans(side: Side, size: int) -> Iterator[slice]:
-    for start, stop in ((0, side.num_anchors), (side.num_anchors, len(side))):
-        for first in range(start, stop, size):
-            yield slice(first, min(first + size, stop))
+    yield from tiles.spans(side.num_anchors, size)
+    for rest in tiles.spans(len(side) - side.num_anchors, size):
+        yield slice(side.num_anchors + rest.start, side.num_anchors + rest.stop)
 
 
 # --- differentiation ---------------------------------------------------------------------------------------------
@@ -362,7 +363,9 @@ class _Vectors:
         (row_lse, row), (column_lse, column) = self._cut(at, number, "rows"), self._cut(at, number, "columns")
         if kind == "sum":
             return row + column
-        shift = value.amax()
-        if shift > -torch.inf and shift - torch.minimum(row_lse.amin(), column_lse.amin()) <= SAFE_NATS:
+        shift = torch.minimum(row_lse.amax(), column_lse.amax())  # bounds the tile, as in `tiles.softmax_gradients`
+        spread = shift - torch.minimum(row_lse.amin(), column_lse.amin())
+        # On CUDA to look at it would be a synchronisation, and exponentials are cheap.
+        if not value.is_cuda and spread <= SAFE_NATS:
             return (value - shift).exp_().mul_(row * (shift - row_lse).exp() + column * (shift - column_lse).exp())
         return (value - row_lse).exp_().mul_(row) + (value - column_lse).exp_().mul_(column)

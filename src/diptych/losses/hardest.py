@@ -28,10 +28,9 @@ def hardest(
     anchors, candidates = grid.anchors(direction), everyone(grid, direction)
     values = anchors.features.new_full((len(anchors), count), -torch.inf)
     places = torch.zeros((len(anchors), count), dtype=torch.long, device=values.device)
-    for row in range(0, len(anchors), tiles.ROW_BLOCK):
-        rows = slice(row, min(row + tiles.ROW_BLOCK, len(anchors)))
-        for column in range(0, len(candidates), tiles.COLUMN_BLOCK):
-            columns = slice(column, min(column + tiles.COLUMN_BLOCK, len(candidates)))
+    height, width = tiles.shape_on(values.device)
+    for rows in tiles.spans(len(anchors), height):
+        for columns in tiles.spans(len(candidates), width):
             tile = grid.tile(anchors.cut(rows), candidates.cut(columns), grid.shared)
             offered = tile.similarity.masked_fill(~allowed(tile), -torch.inf)
             numbers = torch.arange(columns.start, columns.stop, device=values.device).expand_as(offered)

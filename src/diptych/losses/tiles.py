@@ -30,6 +30,8 @@ from torch import Tensor
 
 ROW_BLOCK, COLUMN_BLOCK = 512, 2048
 """Largest tile: 4 MiB in float32, so that the passes over it stay in the processor's cache."""
+_ON_ACCELERATORS = 4
+"""Both sides are that much longer there: 64 MiB, for few and large launches."""
 Partner = tuple[Int[Tensor, " B"], Float[Tensor, " B"]]
 SAFE_NATS = 60.0
 """e^-60 is far from underflow and e^60 far from overflow in float32 (e^±87)."""
@@ -47,11 +49,10 @@ def spans(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def blocks(num_rows: int, num_columns: int) -> Iterator[Blocks]:
-    """All tiles of a matrix, row by row."""
-    return (
-        Blocks(rows, columns) for rows in spans(num_rows, ROW_BLOCK) for columns in spans(num_columns, COLUMN_BLOCK)
-    )
+def shape_on(device: torch.device) -> tuple[int, int]:
+    """Rows and columns of a tile, at most."""
+    factor = 1 if device.type == "cpu" else _ON_ACCELERATORS
+    return ROW_BLOCK * factor, COLUMN_BLOCK * factor
 
 
 def accumulation_dtype(features: Tensor) -> torch.dtype:
@@ -78,6 +79,8 @@ def softmax_statistics(
 
 def logsumexp_both_ways(tile: Float[Tensor, "R C"]) -> tuple[Float[Tensor, " R"], Float[Tensor, " C"]]:
     """Log-sum-exp over the columns and over the rows of a tile, which is overwritten."""
+    if tile.is_cuda:  # to look at the maxima would be a synchronisation, and exponentials are cheap there
+        return torch.logsumexp(tile, 1), torch.logsumexp(tile, 0)
     row_max, column_max = tile.amax(1), tile.amax(0)
     shift = row_max.amax()
     if shift - torch.minimum(row_max.amin(), column_max.amin()) <= SAFE_NATS:
@@ -191,12 +194,16 @@ class _Products:
 
     def tile_buffer(self) -> Tensor:
         """Memory for one tile."""
-        size = min(len(self._rows), ROW_BLOCK) * min(len(self._columns), COLUMN_BLOCK)
+        height, width = shape_on(self._rows.device)
+        size = min(len(self._rows), height) * min(len(self._columns), width)
         return torch.empty(size, dtype=self._dtype, device=self._rows.device)
 
     def blocks(self) -> Iterator[Blocks]:
-        """All tiles."""
-        return blocks(len(self._rows), len(self._columns))
+        """All tiles, row by row."""
+        height, width = shape_on(self._rows.device)
+        for rows in spans(len(self._rows), height):
+            for columns in spans(len(self._columns), width):
+                yield Blocks(rows, columns)
 
     def logits(self, at: Blocks) -> Float[Tensor, "R C"]:
         """A tile of z; the next call overwrites it."""
@@ -213,7 +220,7 @@ class _Products:
     def gradients(self, partner: Partner | None) -> tuple[Tensor, Tensor]:
         """What has been added up, for both sides, and what partners take from it."""
         if partner is not None:
-            for at in spans(len(self._rows), ROW_BLOCK):
+            for at in spans(len(self._rows), shape_on(self._rows.device)[0]):
                 self._take(at, partner[0][at], partner[1][at])
         return self._d_rows.mul_(self._scale), self._d_columns.mul_(self._scale)
 

@@ -1,5 +1,8 @@
 """Gradients from micro-batches equal those of one pass: dropout, ranks, groups, DDP and FSDP2 included."""
 
+import importlib.util
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -199,3 +202,65 @@ def test_micro_batches_on_ranks(world: int, tree: dict[str, Any], wrapper: str) 
     for (loss, parts), (right_loss, right) in zip(found, expected, strict=True):
         torch.testing.assert_close(loss, right_loss, atol=1e-13, rtol=1e-13)
         torch.testing.assert_close(parts, right, atol=1e-13, rtol=1e-10)
+
+
+# --- DeepSpeed, where it is installed ----------------------------------------------------------------------------
+
+
+class TwoTowersWithVectorScale(TwoTowers):
+    """DeepSpeed's ZeRO refuses scalar parameters, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        outputs = super().forward(images, texts)
+        return outputs | {"logit_scale": outputs["logit_scale"].squeeze()}
+
+
+def under_deepspeed(rank: int, stage: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    import deepspeed
+    from deepspeed.utils import safe_get_full_grad
+
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.manual_seed(0)
+    model = TwoTowersWithVectorScale()
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 1,
+        "optimizer": {"type": "Adam", "params": {"lr": 1e-3, "torch_adam": True}},
+        "zero_optimization": {"stage": stage},
+    }
+    engine = deepspeed.initialize(
+        model=model, model_parameters=model.parameters(), config=config, dist_init_required=False
+    )[0]
+    parts = [(images.float(), texts.float()) for images, texts in split(rank, 2)]
+    torch.manual_seed(100 + rank)
+    accumulate(
+        lambda part: engine(*part),
+        parts,
+        objective_of({}),
+        synchronised=gradient_sync(engine),
+        backward=engine.backward,
+    )
+    found = {name: safe_get_full_grad(parameter) for name, parameter in model.named_parameters()}
+    return found, expected_of(rank, 2, {})[1]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_micro_batches_under_deepspeed(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    for found, expected in run_ranks(ignoring_warnings, 2, stage):
+        for name, right in expected.items():
+            torch.testing.assert_close(found[name].double().view(right.shape), right, atol=1e-6, rtol=1e-5)
+
+
+def ignoring_warnings(rank: int, stage: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """DeepSpeed's imports warn of what they will lose one day."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return under_deepspeed(rank, stage)

@@ -429,3 +429,21 @@ def test_mixed_types_are_refused() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_on_a_gpu_it_is_the_processors(dtype: torch.dtype, sigmoid: bool) -> None:
+    from diptych.losses.contrastive import contrastive_loss
+
+    found = []
+    for device, kind in (("cuda", dtype), ("cpu", torch.float64)):
+        image, text = (features(1500, 320, seed, dtype).to(device, kind).requires_grad_() for seed in (0, 1))
+        options = {"normaliser": "sigmoid", "logit_bias": -5.0} if sigmoid else {}
+        loss = contrastive_loss(image, text, 20.0, **options)
+        found.append([loss.detach(), *torch.autograd.grad(loss, [image, text])])
+    for ours, right in zip(*found, strict=True):
+        error = (ours.double().cpu() - right).norm() / right.norm()
+        assert error < 4 * ROUNDING[dtype] + 2**-18

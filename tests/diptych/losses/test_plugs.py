@@ -674,6 +674,57 @@ def test_isogclr_moves_temperatures_as_its_algorithm_says() -> None:
     assert len({round(value, 6) for value in moved.values()}) > 4, "temperatures must have moved apart"
 
 
+def toy(sizes: list[int], spread: float, width: int = 16) -> tuple[Tensor, Tensor]:
+    """Pairs in clusters of the given sizes: texts near their images, images near their cluster's centre."""
+    centres = unit(len(sizes), width, seed=1)
+    parts = [centres[i] + spread * unit(n, width, seed=10 + i) for i, n in enumerate(sizes)]
+    image = F.normalize(torch.cat(parts), dim=1)
+    return image, F.normalize(image + 0.3 * unit(len(image), width, seed=3), dim=1)
+
+
+def test_a_remembered_denominator_has_the_smaller_bias() -> None:
+    """Many samples, batches of four: the mean gradient of batches against the gradient of the whole set."""
+    image, text = toy([64], spread=1.5)
+    leaf, scale, size = image.clone().requires_grad_(), 20.0, len(image)
+    h = leaf @ text.T
+    h = torch.stack([h - h.diag()[:, None], h.T - h.diag()[:, None]])
+    others = ~torch.eye(size, dtype=torch.bool)
+    whole = torch.stack([(scale * x[others].view(size, -1)).logsumexp(1).mean() / scale for x in h]).mean()
+    (right,) = torch.autograd.grad(whole, leaf)
+    options = {
+        "remembered": {"denominator": {"type": "sogclr", "num_samples": size, "gamma": 0.1}},
+        "of the batch": {"weights": ["decoupled"]},
+    }
+    bias = {}
+    for name, tree in options.items():
+        loss = ContrastiveLoss(from_tree(ContrastiveConfig, tree), embed_dim=16).double()
+        total, draw = torch.zeros_like(leaf), torch.Generator().manual_seed(0)
+        for number in range(1200):
+            rows = torch.randperm(size, generator=draw)[:4]
+            pairs = Pairs(leaf[rows], text[rows], torch.tensor(scale, dtype=torch.float64), known={"sample_ids": rows})
+            (gradient,) = torch.autograd.grad(loss(pairs, ALONE, Moment(number)).loss, leaf)
+            if number >= 200:  # when every sample has been met some times
+                total += gradient / 1000 / (1 if name == "remembered" else scale)
+        bias[name] = ((total - right).norm() / right.norm()).item()
+    assert bias["remembered"] < 0.6 * bias["of the batch"], bias
+
+
+def test_frequent_meanings_get_a_higher_temperature() -> None:
+    """One cluster of 40 pairs and 160 pairs of their own: the denominators of the former concentrate on a fifth of the
+    samples, of the latter on none, and rho lies between."""
+    image, text = toy([40] + [1] * 160, spread=0.4, width=128)
+    numbers = {"num_samples": len(image), "rho": 1.0, "start": 0.1, "minimum": 0.02, "maximum": 0.5, "step_size": 0.005}
+    config = from_tree(ContrastiveConfig, {"denominator": {"type": "isogclr", **numbers}})
+    loss = ContrastiveLoss(config, embed_dim=128).double()
+    draw = torch.Generator().manual_seed(0)
+    for number in range(200):
+        rows = torch.randperm(len(image), generator=draw)[:50]
+        pairs = Pairs(image[rows], text[rows], torch.tensor(1.0, dtype=torch.float64), known={"sample_ids": rows})
+        loss(pairs, ALONE, Moment(number))
+    temperature = loss.modules_of_plugs["denominator"].image.values[:, 1]
+    assert temperature[:40].median() > 1.5 * temperature[40:].median()
+
+
 def test_adaptive_temperature_and_its_network() -> None:
     options = {"temperature": {"type": "adaptive", "hidden": 4, "penalty_weight": 0.3, "minimum": 0.05}}
     torch.manual_seed(0)

@@ -213,6 +213,41 @@ def test_a_groups_loss_is_that_of_its_rows(
             torch.testing.assert_close(together / size, right, atol=1e-12, rtol=1e-9)
 
 
+WITHOUT_STATE = [name for name in OBJECTIVES if name not in ("queue", "sogclr", "isogclr", "adaptive")]
+
+
+def step_in_groups(rank: int, world: int, name: str) -> tuple[Tensor, ...]:
+    tiles.ROW_BLOCK, tiles.COLUMN_BLOCK = 3, 5
+    gather = {"scope": "group", "group_size": world // 2, **OBJECTIVES[name].get("gather", {})}
+    objective = Objective(
+        from_tree(ObjectiveConfig, {"contrastive": OBJECTIVES[name] | {"gather": gather}}), embed_dim=WIDTH
+    )
+    return loss_and_gradients(objective, batch(slice(rank * SIZE // world, (rank + 1) * SIZE // world), 0))
+
+
+def loss_and_gradients(objective: Objective, pairs: Pairs) -> tuple[Tensor, ...]:
+    total = objective(pairs, Moment(0, 100, seed=7)).total
+    leaves = [pairs.image_features, pairs.text_features, pairs.logit_scale]
+    found = torch.autograd.grad(total, leaves, allow_unused=True)
+    return total.detach(), *(torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", WITHOUT_STATE)
+def test_plugs_see_their_group_only(name: str) -> None:
+    """Four ranks in two groups: each group is one process with its half of the rows."""
+    found = run_ranks(step_in_groups, 4, 4, name)
+    for group in range(2):
+        objective = Objective(from_tree(ObjectiveConfig, {"contrastive": OBJECTIVES[name]}), embed_dim=WIDTH)
+        expected = loss_and_gradients(objective, batch(slice(group * SIZE // 2, (group + 1) * SIZE // 2), 0))
+        first, second = found[2 * group : 2 * group + 2]
+        torch.testing.assert_close((first[0] + second[0]) / 2, expected[0], atol=1e-10, rtol=1e-10)
+        for place in (1, 2):
+            together = torch.cat([first[place], second[place]]) / 2
+            torch.testing.assert_close(together, expected[place], atol=1e-10, rtol=1e-8)
+        torch.testing.assert_close((first[3] + second[3]) / 2, expected[3], atol=1e-10, rtol=1e-8)
+
+
 def test_groups_cover_the_world_once() -> None:
     for world in range(1, 25):
         for size in (n for n in range(1, world + 1) if world % n == 0):

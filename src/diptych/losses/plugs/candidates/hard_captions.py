@@ -21,7 +21,7 @@ class HardCaptions(Candidates, name="hard_captions"):
 
         C_i = {T_j} ∪ {H_jk : all j, k}   for images;   {I_j} for texts
 
-    Source: arXiv:2210.01936, section 4 (NegCLIP); the global term of arXiv:2504.16801.
+    Source: arXiv:2210.01936 (NegCLIP); the global term of arXiv:2504.16801.
     Cost: K more columns per pair: (1 + K) times the products of one direction.
     Use: captions rewritten by swapping, replacing or adding words.
     Verified: dense float64, across ranks; K = 0 equals CLIP.
@@ -40,7 +40,7 @@ class OwnHardCaptions(Candidates, name="own_hard_captions"):
 
         C_i = {T_j} ∪ {H_ik : all k}
 
-    Source: arXiv:2310.08753, eq. 2 (CompA); hard captions of others are not wrong for sure.
+    Source: arXiv:2310.08753 (CompA); hard captions of others are not wrong for sure.
     Cost: B·K products; nothing is gathered.
     Use: as `hard_captions`, when a picture's hard captions may be true of other pictures.
     Verified: dense float64, across ranks; K = 0 equals CLIP.

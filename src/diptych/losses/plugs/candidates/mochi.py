@@ -26,7 +26,7 @@ class Mochi(Candidates, name="mochi"):
         queried times  h = norm(b·q + (1−b)·n_j),     b ~ U(0, 0.5)
 
     i, j are drawn anew for every point. The same seed and step give the same points, however the batch lies on ranks.
-    Source: arXiv:2010.01028, section 3.3.
+    Source: arXiv:2010.01028.
     Cost: a pass over all pairs and a gather of images before the loss; B·(mixed + queried)·D numbers per direction.
     Use: after some thousand steps without it, with moderate numbers; the paper's (1024, 1024, 128) belong to a queue.
     Verified: dense float64 given the points; mixed = queried = 0 equals CLIP; equal seeds, equal points.

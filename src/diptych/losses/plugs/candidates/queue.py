@@ -22,7 +22,7 @@ class Queue(Candidates, name="queue"):
         C_i = {T̄_j : batch} ∪ {T̄_q : queue} for images, with Ī for texts; T̄, Ī: `teacher_features`, no gradient
 
     An entry of the anchor's own sample (`sample_ids`) is skipped; the batch enters when its loss has been computed.
-    Source: arXiv:2107.07651, section 3.2 (65,536 per modality), after arXiv:1911.05722.
+    Source: arXiv:2107.07651 (65,536 per modality), after arXiv:1911.05722.
     Cost: a forward pass of the teacher per step, `size` more candidates per anchor, 2·size·D numbers of memory.
     Use: few devices; with the targets `momentum`.
     Verified: dense float64 over several steps and across ranks; size 0 and a teacher equal to the model equal CLIP with

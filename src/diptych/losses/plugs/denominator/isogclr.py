@@ -24,7 +24,7 @@ class Isogclr(Denominator, name="isogclr"):
         d_i = log u_i + ρ − mean_{j≠i} [exp(h_ij / τ_i) / u_i · h_ij / τ_i]
         v_i ← (1−β) v_i + β·clip(d_i, ±5),   τ_i ← clip(τ_i − η v_i, τ_min, τ_max)  after the loss of the step
 
-    Source: arXiv:2305.11965, algorithm 1, and the authors' code for the clip and ρ = 8, τ = 0.01, β = 0.9.
+    Source: arXiv:2305.11965, and the authors' code for the clip and ρ = 8, τ = 0.01, β = 0.9.
     Cost: as `sogclr`, one exponential per direction, and one more reduction over all pairs for the mean.
     Use: long-tailed data, where frequent meanings want a higher temperature than rare ones.
     Verified: dense float64 over several steps, u, v and τ included; η = 0 equals `sogclr` at 1/τ.

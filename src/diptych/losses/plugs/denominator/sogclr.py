@@ -22,7 +22,7 @@ class Sogclr(Denominator, name="sogclr"):
 
     so with u_i = g_i it is τ times the decoupled loss. The logit scale gets no gradient: it stays where it starts,
     unless another term trains it. State: one number per sample and modality, as a logarithm.
-    Source: arXiv:2202.12387, algorithm 1 (γ multiplies the new value; 0.8 for image-text pairs).
+    Source: arXiv:2202.12387 (γ multiplies the new value; 0.8 for image-text pairs).
     Cost: one exchange of a number per anchor; 2·num_samples/W numbers of memory per rank.
     Use: small batches; data small enough to be seen several times.
     Verified: γ = 1 has the gradient of `decoupled` times τ; dense float64 over several steps; 1, 2 and 4 ranks.

@@ -19,7 +19,7 @@ class DecoupledSoftmax(Normaliser, name="decoupled_softmax"):
 
         loss_i = Σ_p π_ip · [ log(exp(z_ip) + Σ_{n: π_in = 0} w_in exp(z_in)) − z_ip ]
 
-    Source: arXiv:2310.10636, eq. 5.
+    Source: arXiv:2310.10636, decoupled softmax.
     Cost: two reductions over all pairs: twice the time.
     Use: targets with several positives of very different frequency.
     Verified: dense float64; one positive each equals `softmax`.

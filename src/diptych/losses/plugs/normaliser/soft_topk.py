@@ -24,7 +24,7 @@ class SoftTopk(Normaliser, name="soft_topk"):
         loss_i = −Σ_p π_ip log q_ip,   q_ij = σ(a·(z_ij + t_i)),   t_i such that Σ_j q_ij = k
 
     t is found by bisection and differentiated implicitly.
-    Source: arXiv:2310.10636, section 4.3 (a = 2, k = 5, τ = 0.05).
+    Source: arXiv:2310.10636, soft top-k (a = 2, k = 5, τ = 0.05).
     Cost: some forty reductions without gradient for t, and two with.
     Use: several positives per anchor and a metric at k.
     Verified: dense float64, gradients by autograd through a dense solution; q sums to k.

@@ -21,7 +21,7 @@ class Uniformity(Regulariser, name="uniformity"):
 
         u(X, Y) = log mean_{i≠j} exp(−2‖x_i − y_j‖²);   ½·u(I, I) + ½·u(T, T) + cross·u(I, T)
 
-    Source: arXiv:2405.18570, section 5 (after arXiv:2005.10242, eq. 3).
+    Source: arXiv:2405.18570 (after arXiv:2005.10242).
     Cost: two more products per pair, three with `cross`; images are gathered as well.
     Use: to close the contrastive gap between the modalities; with `alignment`.
     Verified: dense float64, across ranks; a batch of one gives 0.
@@ -44,7 +44,7 @@ class Alignment(Regulariser, name="alignment"):
 
         mean_i ‖I_i − T_i‖²
 
-    Source: arXiv:2405.18570, section 5 (after arXiv:2005.10242, eq. 2 with α = 2).
+    Source: arXiv:2405.18570 (after arXiv:2005.10242, with its α = 2).
     Cost: none.
     Use: with `uniformity`.
     Verified: dense float64, across ranks.

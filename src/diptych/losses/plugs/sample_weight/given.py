@@ -18,7 +18,7 @@ class Given(SampleWeight, name="given"):
 
         α_i = sample_weights_i
 
-    Source: importance weighting, as in arXiv:2502.06733, section 2.
+    Source: importance weighting, as in arXiv:2502.06733.
     Cost: none.
     Use: quality or credibility scores of pairs.
     Verified: dense float64; ones equal `uniform`.

@@ -21,7 +21,7 @@ class LossBased(SampleWeight, name="loss_based"):
         α_i = N · softmax_i(f(h_i) / r),   h_i = (2 l_i − max l − min l) / (max l − min l)
         f = min(h + 1, 1)  linear_upper    1 − h²  quadratic    |h|  extremes    (h + 1)/2  upper
 
-    Source: arXiv:2502.06733, section 4 (δ = 1; r from 0.4 to 1; no reweighting in the first 1,000 steps).
+    Source: arXiv:2502.06733 (δ = 1; r from 0.4 to 1; no reweighting in the first 1,000 steps).
     Cost: a gather of one number per anchor.
     Use: large data with many pairs already learned (`linear_upper` plays down the easy ones).
     Verified: dense float64; r → ∞ equals `uniform`; mean weight 1 over the group.

@@ -21,7 +21,7 @@ class Cwcl(Targets, name="cwcl"):
 
     u_i is the frozen tower's feature of pair i. Anchors of the trained modality have these targets, the others the
     identity.
-    Source: arXiv:2309.14580, section 3.
+    Source: arXiv:2309.14580.
     Cost: one more product per pair.
     Use: one tower locked and already good. The plain weights are nearly flat for features that lie in a cone; sharpen
     them then.

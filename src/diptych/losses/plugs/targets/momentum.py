@@ -20,7 +20,7 @@ class Momentum(Targets, name="momentum"):
         π_ij = (1−a)·[i = j] + a·softmax_j(s · ⟨Ī_i, T̄_j⟩)
 
     Ī, T̄ are `teacher_features`: those of the EMA model.
-    Source: arXiv:2107.07651, eq. 6 (a = 0.4, raised linearly over the first epoch).
+    Source: arXiv:2107.07651, momentum distillation (a = 0.4, raised linearly over the first epoch).
     Cost: a forward pass of the teacher per step, and two more products per pair.
     Use: noisy web captions; with the candidates `queue`.
     Verified: dense float64; a = 0 equals `identity`; targets sum to 1 over batch and queue.

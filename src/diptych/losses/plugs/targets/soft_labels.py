@@ -18,7 +18,7 @@ class SoftLabels(Targets, name="soft_labels"):
         π_ij ∝ exp(⟨l_i, l_j⟩ / τ′)
 
     l are `label_features` of unit norm: embeddings of labels, or of captions by a text embedder.
-    Source: arXiv:2410.18481, eq. 3.
+    Source: arXiv:2410.18481 (τ′ = 0.35 in the published models).
     Cost: one more product per pair, of the embedder's width.
     Use: labels that resemble each other (actions, fine-grained classes).
     Verified: dense float64; τ′ → 0 equals `same_label`.

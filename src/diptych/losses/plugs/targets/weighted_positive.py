@@ -20,7 +20,7 @@ class WeightedPositive(Targets, name="weighted_positive"):
 
         π_ii = 2 − exp(x_ii / σ) / mean_k exp(x_kk / σ),   under stop-gradient; not normalised
 
-    Source: arXiv:2110.06848, eq. 7 (σ = 0.5).
+    Source: arXiv:2110.06848, DCLW (σ = 0.5).
     Cost: none.
     Use: with `decoupled`, at small batches.
     Verified: dense float64; σ → ∞ equals `identity`; the mean of the weights is 1.

@@ -22,7 +22,7 @@ class Adaptive(Temperature, name="adaptive"):
 
     The paper's loss is −x/τ of the positive plus the mean x/τ of the 100 hardest negatives; here the same temperatures
     and penalties stand in the softmax form. With the similarity `heads`, D is a head's width; all heads share φ.
-    Source: arXiv:2310.05615, sections 3.2 and 3.3, and the authors' code for signs and constants.
+    Source: arXiv:2310.05615, and the authors' code for signs and constants.
     Cost: one more product of width `hidden` per pair; φ is trained with the model.
     Use: positives of uneven difficulty (strong augmentation, several views). The default floor is far above the
     authors' 1e-5, near which the softmax form saturates.

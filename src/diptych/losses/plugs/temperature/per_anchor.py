@@ -16,7 +16,7 @@ class PerAnchor(Temperature, name="per_anchor"):
 
         z_ij = x_ij / τ_i   (image i as anchor),   z_ji = x_ij / τ_j   (text j as anchor)
 
-    Source: arXiv:2305.11965, section 3 (there learned by `isogclr`, which sets them itself).
+    Source: arXiv:2305.11965 (there learned by `isogclr`, which sets them itself).
     Cost: one exponential per direction instead of one for both.
     Use: with temperatures from elsewhere: a schedule, a model, a table.
     Verified: values and gradients, those of τ included, against dense float64; equal τ equal `fixed`.

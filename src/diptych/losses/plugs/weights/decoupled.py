@@ -16,7 +16,7 @@ class Decoupled(Weights, name="decoupled"):
 
         w_ii = 0
 
-    Source: arXiv:2110.06848, eq. 6.
+    Source: arXiv:2110.06848, DCL.
     Cost: one pass over the tiles that hold positives.
     Use: small batches, where the factor 1 − p_ii of the gradient slows learning.
     Verified: dense float64; the gradient towards negatives is their softmax without the factor 1 − p_ii.

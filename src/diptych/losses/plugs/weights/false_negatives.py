@@ -22,7 +22,7 @@ class FalseNegatives(Weights, name="false_negatives"):
         w_ij = 0 if x_ij > x_ii + β;   with keep = k: w_ij = 0 unless x_ij is among the k largest of the others
 
     Candidates as similar as the k-th, to rounding, are kept with it.
-    Source: arXiv:2504.17432, section 3.3 (β = 0.1, k = 8).
+    Source: arXiv:2504.17432 (β = 0.1, k = 8).
     Cost: one pass per tile; with `keep`, a pass over all pairs and a gather of the other side before the loss.
     Use: fine-tuning of strong models, whose in-batch neighbours are often right.
     Verified: dense float64; β large and no `keep` equals CLIP.
@@ -70,7 +70,7 @@ class Hardest(Weights, name="hardest"):
 
         w_ij = 1 for the k largest x_ij, j ≠ i, and for j = i; else 0
 
-    Source: arXiv:2012.09740, section 4.3, the explicit hardness of the loss.
+    Source: arXiv:2012.09740, the hard contrastive loss.
     Cost: a pass over all pairs and a gather of the other side before the loss.
     Use: to study hardness apart from temperature.
     Verified: dense float64; k = N − 1 equals CLIP.

@@ -17,7 +17,7 @@ class NotSameCaption(Weights, name="not_same_caption"):
 
         w_ij = 0 if c_i = c_j and i ≠ j else 1
 
-    Source: arXiv:2004.11362, section 3.2, the mask of equal classes; here of equal captions.
+    Source: arXiv:2004.11362, whose equal classes are no negatives; here equal captions.
     Cost: one comparison per pair.
     Use: data with repeated captions, where `same_caption` targets would tie different pictures together.
     Verified: dense float64, repeated ids across ranks; distinct captions equal CLIP.

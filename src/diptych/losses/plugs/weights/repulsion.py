@@ -19,7 +19,7 @@ class Repulsion(Weights, name="repulsion"):
 
         w_ik = π_ik / mean_{j≠i} π_ij,   π_ik ∝ exp(−t·‖I_i − T_k‖²) ∝ exp(2t·x_ik);   w_ii = 1
 
-    Source: arXiv:2105.03746, eq. 6 (t⁻ = 2; one positive makes its attraction plain).
+    Source: arXiv:2105.03746 (t⁻ from 0.9 to 2; one positive makes its attraction plain).
     Cost: a reduction over all pairs before the loss: about twice the time.
     Use: hard negatives matter and false ones are rare.
     Verified: dense float64, gradients through the weights and without; t = 0 equals CLIP.
