@@ -4,6 +4,7 @@ run/checkpoints/
   step-00001200/
     model.safetensors       weights
     ema.safetensors         averaged weights, when the run keeps them
+    objective.safetensors   queues, tables of samples and parameters of the loss, when it has any
     optimizer.safetensors   `PARAMETER/exp_avg`, `PARAMETER/exp_avg_sq`, `PARAMETER/step`
     state.json              step, samples_seen, data cursors, number of EMA updates
     manifest.json           size and SHA-256 of each file above; written last

@@ -128,7 +128,7 @@ class AnchorSums:
     positive: Float[Tensor, " B"]
     """Σ_j π_ij z_ij."""
     num_candidates: Float[Tensor, " B"]
-    """How many of them have a weight above 0."""
+    """How many of them have a weight above 0; all of them unless a denominator `wants_count`."""
     mean_logit: Float[Tensor, " B"] | None
     """Σ_k p_ik z_ik with p_ik = w_ik exp(z_ik) / Σ; where a denominator `wants_mean_logit`."""
     sample_ids: Int[Tensor, " B"] | None
@@ -140,6 +140,8 @@ class Denominator(Plug, Choice):
 
     drops_own: ClassVar[bool] = False
     """Whether the own partner must not be a candidate."""
+    wants_count: ClassVar[bool] = False
+    """Whether it uses `AnchorSums.num_candidates` where candidates may be dropped."""
     wants_mean_logit: ClassVar[bool] = False
 
     def losses(self, sums: AnchorSums, moment: Moment) -> Float[Tensor, " B"]:

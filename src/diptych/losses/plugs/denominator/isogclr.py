@@ -65,6 +65,7 @@ class PersonalTemperatures(nn.Module, Denominator):
 
     needs = Isogclr.needs
     drops_own = True
+    wants_count = True
     wants_mean_logit = True
     symmetric: ClassVar[bool] = False
 

@@ -51,6 +51,7 @@ class MovingAverage(nn.Module, Denominator):
 
     needs = Sogclr.needs
     drops_own = True
+    wants_count = True
 
     def __init__(self, config: Sogclr) -> None:
         super().__init__()

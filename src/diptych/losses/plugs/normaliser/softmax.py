@@ -1,6 +1,6 @@
 """An anchor chooses among its candidates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -103,28 +103,31 @@ class _Fold:
 
     def __init__(self, plugs: Composition) -> None:
         self._plugs = plugs
-        wanted: dict[str, tuple[Kind, Callable[[Tile], Tensor | None]]] = {"positive": ("sum", self._positive)}
-        if plugs.targets.normalise:
-            wanted["targets"] = ("sum", plugs.targets)
-        if plugs.has_weights:
-            wanted["count"] = ("sum", lambda tile: (plugs.energy(tile).detach() > -torch.inf).to(tile.logits.dtype))
-        if plugs.label_smoothing:
-            wanted["all"] = ("sum", self._allowed_logits)
-        if plugs.has_penalty:
-            wanted["penalty"] = ("sum", plugs.temperature.penalty)
-        wanted["log_sum"] = ("logsumexp", plugs.energy)
-        self.names = tuple(wanted)
-        self.kinds = tuple(kind for kind, _ in wanted.values())
-        self._functions = [function for _, function in wanted.values()]
+        counts = plugs.has_weights and (plugs.label_smoothing > 0 or plugs.denominator.wants_count)
+        wanted: dict[str, tuple[Kind, bool]] = {
+            "positive": ("sum", True),
+            "targets": ("sum", plugs.targets.normalise),
+            "count": ("sum", counts),
+            "all": ("sum", plugs.label_smoothing > 0),
+            "penalty": ("sum", plugs.has_penalty),
+            "log_sum": ("logsumexp", True),
+        }
+        self.names = tuple(name for name, (_, needed) in wanted.items() if needed)
+        self.kinds = tuple(wanted[name][0] for name in self.names)
         self.symmetric = plugs.symmetric
 
     def __call__(self, tile: Tile) -> Sequence[Tensor | None]:
-        return [function(tile) for function in self._functions]
-
-    def _positive(self, tile: Tile) -> Tensor | None:
-        right = self._plugs.targets(tile)
-        return None if right is None else right * tile.logits
-
-    def _allowed_logits(self, tile: Tile) -> Tensor:
-        energy = self._plugs.energy(tile)
-        return tile.logits if energy is tile.logits else tile.logits.masked_fill(energy == -torch.inf, 0.0)
+        energy, right = self._plugs.energy(tile), self._plugs.targets(tile)
+        values: dict[str, Tensor | None] = {
+            "positive": None if right is None else right * tile.logits,
+            "targets": right,
+            "log_sum": energy,
+        }
+        if "count" in self.names:
+            values["count"] = (energy.detach() > -torch.inf).to(energy.dtype)
+        if "all" in self.names:
+            dropped = energy.detach() == -torch.inf
+            values["all"] = tile.logits.masked_fill(dropped, 0.0) if self._plugs.has_weights else tile.logits
+        if "penalty" in self.names:
+            values["penalty"] = self._plugs.temperature.penalty(tile)
+        return [values[name] for name in self.names]
