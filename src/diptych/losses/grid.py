@@ -123,11 +123,6 @@ class Grid:
         """The same with more tensors that belong to no row and no column."""
         return replace(self, shared={**self.shared, **tensors})
 
-    def tiles(self) -> Iterator[tuple[Blocks, Tile]]:
-        """Every tile, seen from the rows."""
-        for at in self.blocks():
-            yield at, self.tile(self.rows.cut(at.rows), self.columns.cut(at.columns), self.shared)
-
     def blocks(self) -> Iterator[Blocks]:
         """Places of all tiles; none mixes anchors with other candidates, and none lies where nobody is an anchor."""
         height, width = tiles.shape_on(self.rows.features.device)

@@ -63,7 +63,7 @@ class Objective(nn.Module):
         """All terms. Every rank must call; `after_step` follows once per batch."""
         group = self.groups.at(moment.step)
         contrastive = self.contrastive(pairs, group, moment).loss
-        total = self.config.contrastive.weight * contrastive
+        total = self.config.contrastive.weight * contrastive + _unused(pairs)
         scalars = {"contrastive": contrastive.detach()}
         for term in self.config.regularisers:
             value = term(pairs, group)
@@ -92,6 +92,12 @@ class Objective(nn.Module):
 
     def _tables(self) -> list[tuple[str, SampleTable]]:
         return [(name, module) for name, module in self.named_modules() if isinstance(module, SampleTable)]
+
+
+def _unused(pairs: Pairs) -> Float[Tensor, ""]:
+    """A zero that scale and bias take part in: data-parallel wrappers wait for a gradient of every parameter, and some
+    temperatures and denominators give these none."""
+    return 0 * (pairs.logit_scale + (pairs.logit_bias if pairs.logit_bias is not None else 0))
 
 
 def build(config: ObjectiveConfig, *, embed_dim: int, seed: int) -> Objective:

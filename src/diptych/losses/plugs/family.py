@@ -115,7 +115,7 @@ class Candidates(Plug, Choice):
         return None
 
     def after_step(self, pairs: Pairs, group: Group) -> None:
-        """Takes note of the batch, when its loss has been computed. Every rank of the group calls."""
+        """Takes note of the batch, when its loss has been computed. Every rank of the world calls."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diptych.distributed.collectives import all_gather_rows
-from diptych.distributed.groups import Group
+from diptych.distributed.groups import Group, world_group
 from diptych.losses.batch import Moment, Pairs, gathered, numbered
 from diptych.losses.pairs import OPPOSITE, Modality, Side, Tile
 from diptych.losses.plugs.candidates.hard_captions import lengthened
@@ -43,7 +43,7 @@ class Queue(Candidates, name="queue"):
 
 
 class FeatureQueue(nn.Module, Candidates):
-    """See `Queue`. Every rank holds the whole of it, in the order in which batches came."""
+    """See `Queue`. Every rank holds the whole of it, all ranks' batches in the order in which they came."""
 
     needs = Queue.needs
     image_features: Tensor
@@ -87,10 +87,11 @@ class FeatureQueue(nn.Module, Candidates):
 
     @torch.no_grad()
     def after_step(self, pairs: Pairs, group: Group) -> None:
-        """The batch enters, the oldest entries leave."""
-        image = all_gather_rows(pairs.image_known["teacher_features"], group)
-        text = all_gather_rows(pairs.text_known["teacher_features"], group)
-        ids = all_gather_rows(pairs.known["sample_ids"], group)
+        """The batch of all ranks enters, whatever their groups, and the oldest entries leave."""
+        world = world_group()
+        image = all_gather_rows(pairs.image_known["teacher_features"], world)
+        text = all_gather_rows(pairs.text_known["teacher_features"], world)
+        ids = all_gather_rows(pairs.known["sample_ids"], world)
         self.image_features = self._kept(self.image_features, image)
         self.text_features = self._kept(self.text_features, text)
         self.sample_ids = self._kept(self.sample_ids, ids)

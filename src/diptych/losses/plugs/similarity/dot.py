@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from diptych.losses.grid import dot
 from diptych.losses.pairs import Side
 from diptych.losses.plugs.family import Similarity
 
@@ -24,4 +25,4 @@ class Dot(Similarity, name="dot"):
 
     def __call__(self, rows: Side, columns: Side, shared: Mapping[str, Tensor]) -> Float[Tensor, "R C"]:
         """[R, D] × [C, D] → [R, C]."""
-        return rows.features @ columns.features.T
+        return dot(rows, columns, shared)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.losses.grid import Grid
+from diptych.losses.grid import Grid, dot
 from diptych.losses.pairs import Side
 from diptych.losses.plugs.family import Similarity
 
@@ -43,7 +43,7 @@ class Heads(Similarity, name="heads"):
 
     def __call__(self, rows: Side, columns: Side, shared: Mapping[str, Tensor]) -> Float[Tensor, "R C"]:
         """Cosines of one head's parts."""
-        return rows.features @ columns.features.T
+        return dot(rows, columns, shared)
 
 
 def _part(side: Side, head: int, width: int) -> Side:

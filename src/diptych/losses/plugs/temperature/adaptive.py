@@ -62,9 +62,8 @@ class AdaptiveTemperature(nn.Module, Temperature):
 
     def prepare(self, grid: Grid, moment: Moment) -> Grid:
         """φ of every feature."""
-        network = self.network.to(grid.rows.features.dtype)
-        rows = grid.rows.know(phi=network(grid.rows.features))
-        columns = grid.columns.know(phi=network(grid.columns.features))
+        rows = grid.rows.know(phi=self.network(grid.rows.features))
+        columns = grid.columns.know(phi=self.network(grid.columns.features))
         return replace(grid, rows=rows, columns=columns)
 
     def forward(self, tile: Tile) -> Float[Tensor, "R C"]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from diptych.losses.grid import scaled
 from diptych.losses.pairs import Tile
 from diptych.losses.plugs.family import Temperature
 
@@ -23,4 +24,4 @@ class Learned(Temperature, name="learned"):
 
     def __call__(self, tile: Tile) -> Float[Tensor, "R C"]:
         """Scaled similarities."""
-        return tile.similarity * tile.shared["logit_scale"]
+        return scaled(tile)
