@@ -44,10 +44,14 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check
+$(VENV)/.kernels: $(VENV)/.installed
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python tools/install.py kernels
+	touch $@
+
+test: check $(VENV)/.kernels
 	$(BIN)/python -m pytest -m "not slow"
 
-test-long: check
+test-long: check $(VENV)/.kernels
 	$(BIN)/python -m pytest
 
 format: $(VENV)/.installed

@@ -22,13 +22,19 @@ ARM = 'import importlib.util; importlib.util.find_spec("diptych") and __import__
 CONSTRAINTS = ROOT / "constraints.txt"
 
 
-def main() -> int:
-    """Torch first, in the right build, then everything else, then the repair where it is needed."""
+def main(group_name: str | None = None) -> int:
+    """Torch first, in the right build, then everything else, then the repair where it is needed.
+
+    With the name of a dependency group: that group alone, into what is installed already.
+    """
+    if group_name is not None:
+        pip("-c", str(CONSTRAINTS), *group(group_name))
+        return 0
     torch = pinned("torch")
     if not has_gpu() and wants_cuda(planned(torch)):
         pip("uv")
         run([sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--torch-backend", "cpu", torch])
-    pip("-c", str(CONSTRAINTS), "-e", str(ROOT), *development_tools())
+    pip("-c", str(CONSTRAINTS), "-e", str(ROOT), *group("dev"))
     arm_repair(Path(sysconfig.get_path("purelib")))
     return 0
 
@@ -66,9 +72,9 @@ def arm_repair(site_packages: Path) -> None:
         file.write_text(ARM, encoding="utf-8")
 
 
-def development_tools() -> list[str]:
-    """The requirements of the `dev` dependency group."""
-    return list(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["dev"])
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group."""
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"][name])
 
 
 def pip(*arguments: str) -> None:
@@ -83,4 +89,4 @@ def run(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

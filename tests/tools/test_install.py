@@ -50,7 +50,11 @@ def test_every_requirement_is_pinned_within_its_range(install: ModuleType) -> No
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     pins = dict(line.split("==") for line in install.CONSTRAINTS.read_text().splitlines() if "==" in line)
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    for text in [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]:
+    for text in [
+        *project["project"]["dependencies"],
+        *project["dependency-groups"]["dev"],
+        *project["dependency-groups"]["kernels"],
+    ]:
         requirement = Requirement(text)
         version = pins[requirement.name.lower().replace("_", "-")]
         assert requirement.specifier.contains(version), text
