@@ -10,9 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+import yaml
 
 from diptych.cli import _parse
 from diptych.config import dump, from_tree, load, to_tree
+from diptych.losses.objective import ObjectiveConfig
 from diptych.train.recipe import Recipe
 from diptych_eval.suite import EvalConfig
 
@@ -90,6 +93,32 @@ def test_commands_parse(page: Path) -> None:
         elif words[:2] == ["accelerate", "launch"]:
             start = words.index("diptych.train")
             _parse(["train", *words[start + 1 :]])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_of_runs_loads(page: Path) -> None:
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        from_tree(
+            Recipe, {"data": {"shards": "shards"}, "total_samples": 10**6} | yaml.safe_load(block), where=page.name
+        )
+
+
+def test_python_of_the_loss_pages_runs() -> None:
+    """The snippets of a page in order, in one namespace, with features to run them on."""
+    features = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
+    given = {
+        "image_features": features,
+        "text_features": features,
+        "logit_scale": 10.0,
+        "ids": torch.arange(4),
+        "step": 0,
+    }
+    for page in ("README.md", "docs/losses.md"):
+        namespace = given | {"config": from_tree(ObjectiveConfig, {})}
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+            namespace["logit_scale"] = torch.tensor(10.0)
+            exec(block.replace("embed_dim=512", "embed_dim=8"), namespace)
+        assert namespace["loss"].isfinite()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
