@@ -61,8 +61,7 @@ On tensors, without the rest of the package:
 from diptych.losses import contrastive_loss
 
 loss = contrastive_loss(image_features, text_features, logit_scale)
-loss = contrastive_loss(image_features, text_features, logit_scale, weights=["decoupled"],
-                        targets="same_caption", known={"caption_ids": ids})
+loss = contrastive_loss(image_features, text_features, logit_scale, targets="same_caption", known={"caption_ids": ids})
 ```
 
 Plugs with a memory or parameters (`queue`, `sogclr`, `isogclr`, `adaptive`) want an object that lasts:
@@ -70,9 +69,9 @@ Plugs with a memory or parameters (`queue`, `sogclr`, `isogclr`, `adaptive`) wan
 ```python
 from diptych.losses import Moment, Objective, ObjectiveConfig, Pairs
 
-objective = Objective(config, embed_dim=512)                     # an nn.Module: train and save it with the model
+objective = Objective(config, embed_dim=512)  # an nn.Module: train and save it with the model
 pairs = Pairs(image_features, text_features, logit_scale, known={"sample_ids": ids})
-terms = objective(pairs, Moment(step=step))                      # terms.total, terms.scalars
+terms = objective(pairs, Moment(step=step))  # terms.total, terms.scalars
 objective.after_step(pairs, Moment(step=step))
 ```
 
