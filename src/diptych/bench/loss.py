@@ -181,9 +181,9 @@ def _in_process(function: Callable[[Setting], Any], setting: Setting) -> Any:
 def _child(function: Callable[[Setting], Any], setting: Setting, sender: Any) -> None:
     try:
         outcome = (function(setting), "")
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # the boundary of a process
         full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error)
-        outcome = (None, "out of memory" if full else " ".join(str(error).split())[:200])
+        outcome = (None, "out of memory" if full else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     sender.send(outcome)
     sender.close()
 

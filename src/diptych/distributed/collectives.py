@@ -103,20 +103,25 @@ class PendingGather:
 
     def __init__(self, local: Float[Tensor, "B D"], group: Group) -> None:
         self._group = group
-        self._sent = _Sent.apply(local, self)
+        self._sent: Tensor | None = _Sent.apply(local, self)
         detached = local.detach().contiguous()
-        self._gathered = detached.new_empty((group.size * len(detached), *detached.shape[1:]))
-        parts = list(self._gathered.chunk(group.size))
+        gathered = detached.new_empty((group.size * len(detached), *detached.shape[1:]))
+        self._gathered: Tensor | None = gathered
+        parts = list(gathered.chunk(group.size))
         self._work = dist.all_gather(parts, detached, group=group.handle, async_op=True)
 
     def wait(self) -> Float[Tensor, "G D"]:
         """The rows of all ranks in rank order; the own ones among them carry no gradient to this rank's `local`."""
         self._work.wait()
-        return _Received.apply(self._sent, self)
+        # Both nodes know this object. Were it to know them or their outputs, no collector could ever free the graph.
+        sent, self._sent = self._sent, None
+        return _Received.apply(sent, self)
 
     def received(self) -> Tensor:
-        """The gathered rows."""
-        return self._gathered
+        """The gathered rows, once."""
+        gathered, self._gathered = self._gathered, None
+        assert gathered is not None, "a gather is waited for once"
+        return gathered
 
     def start_sum(self, gradient: Tensor) -> Tensor:
         """Begins to add up the ranks' gradients; the result is complete after `finish_sum`."""

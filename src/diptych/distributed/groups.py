@@ -72,9 +72,24 @@ def make_groups(config: GatherConfig) -> Groups:
         DistributedError: the ranks cannot be divided into groups of the size.
     """
     world = world_group()
+    if config.scope == "node":
+        _check_nodes(ranks_per_node(world.size), world)
     size = group_size(config, world.size)
     patterns = ("contiguous", "strided") if config.pattern == "alternating" else (config.pattern,)
     return Groups(tuple(_group(partition(world.size, size, pattern=pattern), world) for pattern in patterns))
+
+
+def _check_nodes(mine: int, world: Group) -> None:
+    """Raises DistributedError, on every rank, where nodes have different numbers of ranks."""
+    if world.size == 1:
+        return
+    everyone: list[int] = [0] * world.size
+    dist.all_gather_object(everyone, mine)
+    if len(set(everyone)) > 1:
+        raise DistributedError(
+            f"nodes of {', '.join(map(str, sorted(set(everyone))))} ranks are no equal groups · "
+            "objective.contrastive.gather · use scope `group` with a group_size that divides all of them, or `all`"
+        )
 
 
 def group_size(config: GatherConfig, world_size: int) -> int:

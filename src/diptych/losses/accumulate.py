@@ -70,8 +70,13 @@ def _leaf(name: str, parts: Sequence[Features]) -> Tensor | None:
     present = [tensor for tensor in tensors if tensor is not None]
     if not present:
         return None
-    whole = present[0] if present[0].ndim == 0 else torch.cat(present)
+    whole = present[0] if _is_shared(name, present[0]) else torch.cat(present)
     return whole.detach().requires_grad_(whole.is_floating_point())
+
+
+def _is_shared(name: str, output: Tensor) -> bool:
+    """Whether all rows share an output; a scale may be a vector of one, which FSDP2 and ZeRO want of parameters."""
+    return output.ndim == 0 or name in ("logit_scale", "logit_bias")
 
 
 def _surrogate(again: Features, features: Features, parts: Sequence[Features], number: int, *, last: bool) -> Tensor:
@@ -81,8 +86,8 @@ def _surrogate(again: Features, features: Features, parts: Sequence[Features], n
         whole = features[name]
         if output is None or whole is None or whole.grad is None or not output.requires_grad:
             continue
-        if output.ndim == 0:
-            terms.append(output * whole.grad if last else output * 0)
+        if _is_shared(name, output):
+            terms.append((output * whole.grad if last else output * 0).sum())
             continue
         start = sum(len(_rows(part, name)) for part in parts[:number])
         terms.append((output * whole.grad[start : start + len(output)]).sum())

@@ -24,7 +24,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Pairs:
-    """One rank's rows of a batch."""
+    """One rank's rows of a batch: as many on every rank of a group, and with the same things known."""
 
     image_features: Float[Tensor, "B D"]
     """Unit norm."""
@@ -51,14 +51,25 @@ class Pairs:
                 f"image_features {list(image.shape)} and text_features {list(text.shape)} must both be [B, D] of one "
                 "shape with at least one row · contrastive loss · give one text per picture"
             )
-        for name, value in {**self.known, **self.image_known, **self.text_known}.items():
-            if value.shape[:1] != image.shape[:1]:
-                raise ValueError(f"{name} {list(value.shape)} must have {len(image)} rows · contrastive loss")
-        if self.hard_captions is not None and self.hard_captions.shape[::2] != image.shape:
+        if accumulation_dtype(image) != accumulation_dtype(text):
             raise ValueError(
-                f"hard_captions {list(self.hard_captions.shape)} must be [B, K, D] of image_features "
-                f"{list(image.shape)} · contrastive loss"
+                f"image_features are {image.dtype} and text_features {text.dtype} · contrastive loss · convert one"
             )
+        for known in (self.known, self.image_known, self.text_known):
+            for name, value in known.items():
+                if value.shape[:1] != image.shape[:1]:
+                    raise ValueError(
+                        f"{name} {list(value.shape)} must have {len(image)} rows · contrastive loss · one for each pair"
+                    )
+        hard = self.hard_captions
+        if hard is not None and (hard.ndim != 3 or (hard.shape[0], hard.shape[2]) != tuple(image.shape)):
+            raise ValueError(
+                f"hard_captions {list(hard.shape)} must be [B, K, D] of image_features {list(image.shape)} · "
+                "contrastive loss · K captions for each picture"
+            )
+        for name, scalar in (("logit_scale", self.logit_scale), ("logit_bias", self.logit_bias)):
+            if scalar is not None and scalar.ndim:
+                raise ValueError(f"{name} {list(scalar.shape)} must be a scalar · contrastive loss · squeeze it")
 
     def features(self, modality: Modality) -> Float[Tensor, "B D"]:
         """This rank's images or texts, as they are."""
@@ -68,9 +79,11 @@ class Pairs:
         """This rank's images or texts as anchors, with those of the `needs` that are known."""
         features = self.features(modality)
         everything = {**self.known, **(self.image_known if modality == "image" else self.text_known)}
+        dtype = accumulation_dtype(features)
         info = {name: everything[name] for name in needs if name in everything}
+        info = {name: value.to(dtype) if value.is_floating_point() else value for name, value in info.items()}
         number = torch.arange(len(features), device=features.device)
-        return Side(modality, features.to(accumulation_dtype(features)), number, len(features), info)
+        return Side(modality, features.to(dtype), number, len(features), info)
 
 
 def gathered(side: Side, group: Group) -> Side:

@@ -11,7 +11,6 @@ its own pairs; their mean over ranks is the batch's, which is what data-parallel
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from diptych.config import from_tree
 from diptych.distributed.collectives import PendingGather, all_gather, merge
 from diptych.distributed.groups import ALONE, Group, world_group
+from diptych.errors import ConfigError
 from diptych.losses.batch import Moment, Pairs, gathered, numbered
 from diptych.losses.composition import Composition
 from diptych.losses.grid import Grid
@@ -32,22 +32,13 @@ from diptych.losses.statistics import logsumexp_of_pairs, softplus_of_pairs
 from diptych.losses.tiles import accumulation_dtype
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """A value and what is worth watching of it."""
-
-    loss: Float[Tensor, ""]
-    by_modality: AnchorLosses
-
-
 class ContrastiveLoss(nn.Module):
     """A contrastive loss with its plugs built. Its state (queues, tables) and parameters are those of the plugs."""
 
     def __init__(self, config: ContrastiveConfig, *, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        heads = getattr(config.similarity, "heads_count", 1)
-        width = embed_dim // heads
+        width = config.similarity.width(embed_dim)
         self._normaliser = config.normaliser
         built = {
             "similarity": config.similarity.build(width),
@@ -70,20 +61,24 @@ class ContrastiveLoss(nn.Module):
         """What the batch must know beside features: names for `Pairs.known`, `image_known`, `text_known`."""
         return self._plugs.needs
 
-    def forward(self, pairs: Pairs, group: Group, moment: Moment = Moment()) -> Contrast:  # noqa: B008 - immutable
-        """This rank's share of the group's loss. Every rank of the group must call.
+    def forward(self, pairs: Pairs, group: Group, moment: Moment = Moment()) -> Float[Tensor, ""]:  # noqa: B008 - immutable
+        """This rank's share of the group's loss. Every rank must call, with as many pairs as the others of its group.
 
         Raises:
             ValueError: shapes do not agree.
             ConfigError: a plug needs what the batch does not bring.
         """
         pairs.check()
+        for modality in ("image", "text"):
+            side = pairs.side(modality, self.needs)
+            for name in self.needs:
+                _ = side[name]
         with torch.autocast(pairs.image_features.device.type, enabled=False):
             losses = self._plain(pairs, group) if self.config.is_plain else self._composed(pairs, group, moment)
             return self._weighted(losses, pairs, group, moment)
 
     def after_step(self, pairs: Pairs, group: Group) -> None:
-        """Lets queues take note of a batch whose loss has been computed. Every rank of the group must call."""
+        """Lets queues take note of a batch whose loss has been computed. Every rank of the world must call."""
         for plug in self._plugs.candidates:
             plug.after_step(pairs, group)
 
@@ -141,12 +136,12 @@ class ContrastiveLoss(nn.Module):
             grid = plug.prepare(grid, moment)
         return grid
 
-    def _weighted(self, losses: AnchorLosses, pairs: Pairs, group: Group, moment: Moment) -> Contrast:
+    def _weighted(self, losses: AnchorLosses, pairs: Pairs, group: Group, moment: Moment) -> Tensor:
         means = []
         for modality, of_anchors in losses.items():
             anchors = pairs.side(modality, self._plugs.sample_weight.needs)
             means.append((self._plugs.sample_weight(of_anchors.detach(), anchors, group, moment) * of_anchors).mean())
-        return Contrast(torch.stack(means).mean(), losses)
+        return torch.stack(means).mean()
 
 
 def _mean_by_modality(found: list[AnchorLosses]) -> AnchorLosses:
@@ -212,13 +207,15 @@ def _plain_sigmoid(pairs: Pairs, group: Group) -> Tensor:
 # --- the function --------------------------------------------------------------------------------------------------
 
 
-def contrastive_loss(
+def contrastive_loss(  # noqa: PLR0913 - what a batch is, and where and when
     image_features: Float[Tensor, "B D"],
     text_features: Float[Tensor, "B D"],
     logit_scale: Float[Tensor, ""] | float,
     *,
     logit_bias: Float[Tensor, ""] | float | None = None,
     known: Mapping[str, Tensor] | None = None,
+    group: Group | None = None,
+    moment: Moment = Moment(),  # noqa: B008 - immutable
     **options: Any,
 ) -> Float[Tensor, ""]:
     """The loss of a batch, over all ranks of torch's default process group if there is one.
@@ -229,23 +226,41 @@ def contrastive_loss(
         logit_scale: multiplies cosines, already exponentiated.
         logit_bias: added to logits (sigmoid).
         known: what plugs need of each pair: caption_ids, labels, …; see `Pairs.known`.
+        group: the ranks to gather over, of `diptych.distributed.groups.make_groups`; None: all.
+        moment: what draws and schedules of plugs depend on.
         options: keys of `ContrastiveConfig` in the form of YAML: `normaliser="sigmoid"`,
-            `targets={"type": "cwcl", "anchor": "text"}`. Plugs with state want a `ContrastiveLoss` that lasts.
+            `targets={"type": "cwcl", "anchor": "text"}`.
 
     Returns:
-        The loss of this rank's pairs; the mean over ranks is the batch's.
+        The loss of this rank's pairs; the mean over ranks is the batch's. Every rank brings as many pairs.
 
     Raises:
-        ConfigError: an unknown option, a combination that has no meaning, or something a plug needs is not known.
+        ConfigError: an unknown option, a combination that has no meaning, a plug that must last from step to step, or
+            something a plug needs is not known.
         ValueError: shapes do not agree.
     """
     config = from_tree(ContrastiveConfig, dict(options), where="contrastive_loss")
+    device, dtype = image_features.device, accumulation_dtype(image_features)
     pairs = Pairs(
         image_features,
         text_features,
-        torch.as_tensor(logit_scale, dtype=accumulation_dtype(image_features), device=image_features.device),
-        None if logit_bias is None else torch.as_tensor(logit_bias, device=image_features.device),
+        torch.as_tensor(logit_scale, dtype=dtype, device=device),
+        None if logit_bias is None else torch.as_tensor(logit_bias, dtype=dtype, device=device),
         known=known or {},
     )
     loss = ContrastiveLoss(config, embed_dim=image_features.shape[-1])
-    return loss(pairs, world_group()).loss
+    _check_lasts_one_call(loss)
+    return loss(pairs, group if group is not None else world_group(), moment)
+
+
+def _check_lasts_one_call(loss: ContrastiveLoss) -> None:
+    """Raises ConfigError for settings that only an `Objective` can honour."""
+    config = loss.config
+    if loss.state_dict():
+        names = ", ".join(sorted(loss.modules_of_plugs))
+        raise ConfigError(f"{names} must last from step to step · contrastive_loss · make an Objective and keep it")
+    if config.weight != 1 or config.gather.scope != "all":
+        raise ConfigError(
+            "weight and gather.scope are no matter of one call · contrastive_loss · multiply the loss, pass `group`, "
+            "or make an Objective"
+        )

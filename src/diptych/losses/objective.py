@@ -28,6 +28,11 @@ class ObjectiveConfig(Config):
     regularisers: tuple[Regulariser, ...] = ()
     """Terms beside it."""
 
+    def __post_init__(self) -> None:
+        names = [term.choice_name for term in self.regularisers]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"regularisers: {twice[0]} stands there twice; give one of them the sum of both weights")
+
     @property
     def wants_hard_captions(self) -> bool:
         """Whether a term uses the batch's hard captions."""
@@ -61,8 +66,12 @@ class Objective(nn.Module):
 
     def forward(self, pairs: Pairs, moment: Moment = Moment()) -> Terms:  # noqa: B008 - immutable
         """All terms. Every rank must call; `after_step` follows once per batch."""
+        with torch.autocast(pairs.image_features.device.type, enabled=False):
+            return self._terms(pairs, moment)
+
+    def _terms(self, pairs: Pairs, moment: Moment) -> Terms:
         group = self.groups.at(moment.step)
-        contrastive = self.contrastive(pairs, group, moment).loss
+        contrastive = self.contrastive(pairs, group, moment)
         total = self.config.contrastive.weight * contrastive + _unused(pairs)
         scalars = {"contrastive": contrastive.detach()}
         for term in self.config.regularisers:
@@ -105,8 +114,3 @@ def build(config: ObjectiveConfig, *, embed_dim: int, seed: int) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "objective"))
         return Objective(config, embed_dim=embed_dim)
-
-
-def evaluate(config: ObjectiveConfig, pairs: Pairs) -> Terms:
-    """All terms of an objective without state, in one call. Every rank must call."""
-    return Objective(config, embed_dim=pairs.image_features.shape[-1])(pairs)

@@ -76,41 +76,74 @@ class ContrastiveConfig(Config):
 _YES_OR_NO = ("identity", "same_caption", "same_label", "cwcl")
 _SEVERAL_RIGHT = ("identity", "same_caption", "same_label")
 _LOOK_AT_OTHERS = ("not_same_caption", "clusters", "false_negatives", "hardest", "inverse_propensity")
+_WITHOUT_OWN = ("decoupled", "clusters")
 _OF_SINGLE_ANCHORS = {"mochi", "own_hard_captions"}
 
 
 def refusals(config: ContrastiveConfig) -> Iterator[str]:
     """Combinations that have no meaning: which, why, and what to choose instead."""
+    for family, plugs in (("weights", config.weights), ("candidates", config.candidates)):
+        names = [plug.choice_name for plug in plugs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            yield f"{family}: {twice[0]} stands there twice; keep one"
+    if {"hardest", "false_negatives"} <= {plug.choice_name for plug in config.weights}:
+        yield "weights hardest with false_negatives: both keep the nearest; use false_negatives with `keep`"
     yield from _refused_by_normaliser(config)
+    yield from _refused_by_targets(config)
     yield from _refused_by_denominator(config)
     yield from _refused_by_candidates(config)
-    if config.temperature.choice_name == "adaptive" and config.targets.choice_name == "weighted_positive":
-        yield "targets weighted_positive with temperature adaptive: both decide how hard a positive pulls; use one"
 
 
 def _refused_by_normaliser(config: ContrastiveConfig) -> Iterator[str]:
-    normaliser, targets, temperature = (
-        plug.choice_name for plug in (config.normaliser, config.targets, config.temperature)
-    )
+    normaliser, temperature = config.normaliser.choice_name, config.temperature.choice_name
     if normaliser == "softmax":
         return
     if config.label_smoothing:
         yield f"label_smoothing with {normaliser}: it spreads a softmax target; set it to 0"
     if config.denominator.choice_name != "exact":
         yield f"denominator {config.denominator.choice_name} with {normaliser}: only softmax has one; use exact"
-    if normaliser == "sigmoid" and targets not in _YES_OR_NO:
-        yield f"targets {targets} with sigmoid: they are no yes or no of each pair; use {', '.join(_YES_OR_NO)}"
-    if normaliser != "sigmoid" and targets not in _SEVERAL_RIGHT:
-        right = ", ".join(_SEVERAL_RIGHT)
-        yield f"targets {targets} with {normaliser}: every candidate would be a positive; use {right}"
     if temperature == "adaptive":
         yield f"temperature adaptive with {normaliser}: its penalty belongs to softmax; use learned or fixed"
-    if temperature == "per_anchor" and normaliser == "sigmoid":
+    if normaliser == "sigmoid":
+        yield from _refused_by_sigmoid(config)
+        return
+    if (targets := config.targets.choice_name) not in _SEVERAL_RIGHT:
+        right = ", ".join(_SEVERAL_RIGHT)
+        yield f"targets {targets} with {normaliser}: every candidate would be a positive; use {right}"
+    if normaliser == "soft_topk" and config.weights:
+        yield "weights with soft_topk: it counts candidates, all alike; drop the weights"
+
+
+def _refused_by_sigmoid(config: ContrastiveConfig) -> Iterator[str]:
+    if (targets := config.targets.choice_name) not in _YES_OR_NO:
+        yield f"targets {targets} with sigmoid: they are no yes or no of each pair; use {', '.join(_YES_OR_NO)}"
+    if getattr(config.targets, "anchor", "image") != "image":
+        yield "targets cwcl with sigmoid: only images are anchors there; set anchor to image"
+    if without := [plug.choice_name for plug in config.weights if plug.choice_name in _WITHOUT_OWN]:
+        yield f"weights {without[0]} with sigmoid: no positive pair would be left; drop it"
+    if config.temperature.choice_name == "per_anchor":
         yield "temperature per_anchor with sigmoid: a pair has one logit there; use learned or fixed"
 
 
+def _refused_by_targets(config: ContrastiveConfig) -> Iterator[str]:
+    targets, temperature = config.targets.choice_name, config.temperature.choice_name
+    weights = [plug.choice_name for plug in config.weights]
+    if targets == "weighted_positive" and temperature == "adaptive":
+        yield "targets weighted_positive with temperature adaptive: both decide how hard a positive pulls; use one"
+    if targets in ("same_caption", "same_label") and "not_same_caption" in weights:
+        yield f"targets {targets} with weights not_same_caption: what is right must be a candidate; use one of the two"
+    if targets != "momentum":
+        return
+    if weights:
+        yield "targets momentum with weights: the teacher's share is over all candidates; drop the weights"
+    if temperature != "learned":
+        yield f"targets momentum with temperature {temperature}: the teacher uses the learned one; use learned"
+    if others := [plug.choice_name for plug in config.candidates if plug.choice_name != "queue"]:
+        yield f"targets momentum with candidates {', '.join(others)}: the teacher does not know them; use queue"
+
+
 def _refused_by_denominator(config: ContrastiveConfig) -> Iterator[str]:
-    denominator = config.denominator.choice_name
+    denominator, temperature = config.denominator.choice_name, config.temperature.choice_name
     if denominator == "exact":
         return
     relative = f"denominator {denominator} is remembered relative to the one partner"
@@ -120,34 +153,49 @@ def _refused_by_denominator(config: ContrastiveConfig) -> Iterator[str]:
         yield f"{relative}, not with label_smoothing; set it to 0"
     if config.candidates:
         yield f"denominator {denominator} with candidates: its average is over the batch; drop the candidates"
-    if any(plug.choice_name in ("decoupled", "clusters") for plug in config.weights):
+    if any(plug.choice_name in _WITHOUT_OWN for plug in config.weights):
         yield f"weights without the own partner with denominator {denominator}: it is left out already; drop them"
     if config.similarity.choice_name == "heads":
         yield f"denominator {denominator} with similarity heads: a sample has one denominator, not one a head; use dot"
-    if denominator == "isogclr" and config.temperature.choice_name != "learned":
-        yield "denominator isogclr brings a temperature for each sample; leave temperature at learned"
+    if temperature != "learned":
+        yield f"denominator {denominator} with temperature {temperature}: it keeps to one of its own; use learned"
 
 
 def _refused_by_candidates(config: ContrastiveConfig) -> Iterator[str]:
     names = {plug.choice_name for plug in config.candidates}
     if not names:
         return
-    listed, normaliser = ", ".join(sorted(names)), config.normaliser.choice_name
-    if normaliser != "softmax" and names & (_OF_SINGLE_ANCHORS | {"queue"}):
-        yield f"candidates {listed} with {normaliser}: single anchors' or a queue enter a softmax; use hard_captions"
+    listed, weights = ", ".join(sorted(names)), [plug.choice_name for plug in config.weights]
     if config.similarity.choice_name == "heads":
         yield f"candidates {listed} with similarity heads: they are features of one head; use dot"
     if config.temperature.choice_name == "adaptive":
         yield f"candidates {listed} with temperature adaptive: its penalty is over the batch; use learned or fixed"
-    blind = [plug.choice_name for plug in config.weights if plug.choice_name in _LOOK_AT_OTHERS]
     unknown = f"candidates {listed}: nothing of the kind is known of them that"
-    if blind:
+    if blind := [name for name in weights if name in _LOOK_AT_OTHERS]:
         yield f"{unknown} weights {', '.join(blind)} look at; drop one of the two"
     if config.targets.choice_name in ("cwcl", "soft_labels", "same_caption", "same_label"):
         yield f"{unknown} targets {config.targets.choice_name} look at; use identity"
-    if "queue" not in names:
-        return
-    if len(names) > 1:
+    if "mochi" in names and (config.similarity.choice_name == "extrapolated" or "interpolated" in names):
+        yield "candidates mochi with extrapolated or interpolated: both make new points of the same ones; use one"
+    if names & _OF_SINGLE_ANCHORS:
+        yield from _refused_by_single_anchors(config, ", ".join(sorted(names & _OF_SINGLE_ANCHORS)))
+    if "queue" in names:
+        yield from _refused_by_queue(config)
+
+
+def _refused_by_single_anchors(config: ContrastiveConfig, listed: str) -> Iterator[str]:
+    if config.normaliser.choice_name != "softmax":
+        yield f"candidates {listed} with {config.normaliser.choice_name}: they enter a softmax; use hard_captions"
+    if config.label_smoothing:
+        yield f"candidates {listed} with label_smoothing: it is spread over candidates of all anchors; set it to 0"
+    if any(plug.choice_name == "repulsion" for plug in config.weights):
+        yield f"candidates {listed} with weights repulsion: it weighs candidates of all anchors; drop one of the two"
+
+
+def _refused_by_queue(config: ContrastiveConfig) -> Iterator[str]:
+    if config.normaliser.choice_name != "softmax":
+        yield f"candidates queue with {config.normaliser.choice_name}: it belongs to softmax"
+    if len(config.candidates) > 1:
         yield "candidates queue with others: it replaces the batch's candidates by the teacher's; use it alone"
     if config.weights:
         yield "candidates queue with weights: nothing of the kind is known of its entries; drop the weights"

@@ -58,7 +58,6 @@ class TrainState:
         """
         try:
             self.model.load_state_dict(snapshot.tensors["model"])
-            self.objective.take_state(snapshot.tensors.get("objective", {}))
             if self.ema is not None:
                 self.ema.model.load_state_dict(snapshot.tensors["ema"])
                 self.ema.num_updates = snapshot.state["ema_updates"]
@@ -66,6 +65,11 @@ class TrainState:
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"checkpoint is of a different model ({reason}) · {source}") from error
+        try:
+            self.objective.take_state(snapshot.tensors.get("objective", {}))
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"checkpoint is of a different objective ({reason}) · {source}") from error
         self.step = snapshot.state["step"]
         self.samples_seen = snapshot.state["samples_seen"]
         self.cursors = Cursors.from_json(snapshot.state["cursors"])

@@ -50,7 +50,7 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     if state.ema is not None:
         state.ema.update(state.model)
     state.advance(samples=recipe.global_batch, cursors=batch.cursors)
-    return StepResult(terms, grad_norm, lr)
+    return StepResult(Terms(terms.total.detach(), terms.scalars), grad_norm, lr)  # or the graph would outlive the step
 
 
 _OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")
@@ -84,7 +84,9 @@ def _gradients(
     """The loss of this rank's rows, and gradients in the parameters."""
     device = engine.device
     whole = _Inputs(batch.images.to(device, non_blocking=True), batch.tokens.to(device, non_blocking=True))
-    known, image_known, text_known = _known(engine, state, batch, whole)
+    size = recipe.micro_batch or len(whole.images)
+    parts = [_Inputs(*part) for part in zip(whole.images.split(size), whole.tokens.split(size), strict=True)]
+    known, image_known, text_known = _known(engine, state, batch, parts)
 
     def embed(inputs: _Inputs) -> Features:
         with engine.autocast():
@@ -96,17 +98,15 @@ def _gradients(
         terms = state.objective(pairs, moment)
         return terms.total, (pairs, terms)
 
-    if recipe.micro_batch is None or recipe.micro_batch >= len(whole.images):
+    if len(parts) == 1:
         total, result = loss(embed(whole))
         engine.backward(total)
         return result
-    size = recipe.micro_batch
-    parts = [_Inputs(*part) for part in zip(whole.images.split(size), whole.tokens.split(size), strict=True)]
     return accumulate(embed, parts, loss, synchronised=gradient_sync(model), backward=engine.backward)
 
 
 def _known(
-    engine: Engine, state: TrainState, batch: Batch, inputs: _Inputs
+    engine: Engine, state: TrainState, batch: Batch, parts: list[_Inputs]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """What the objective's plugs need of each pair, each picture, each text."""
     needs = state.objective.needs
@@ -114,12 +114,13 @@ def _known(
     if "sample_ids" in needs:
         known["sample_ids"] = torch.tensor([derive(0, key) for key in batch.keys], device=engine.device)
     if "surface_features" in needs:
-        known["surface_features"] = surface_features(inputs.tokens)
+        known["surface_features"] = torch.cat([surface_features(part.tokens) for part in parts])
     if "teacher_features" not in needs or state.ema is None:
         return known, {}, {}
     with torch.no_grad(), engine.autocast():
-        teacher = state.ema.model(inputs.images, inputs.tokens)
-    return known, {"teacher_features": teacher.image_features}, {"teacher_features": teacher.text_features}
+        teacher = [state.ema.model(part.images, part.tokens) for part in parts]
+    image, text = (torch.cat([getattr(t, f"{m}_features") for t in teacher]) for m in ("image", "text"))
+    return known, {"teacher_features": image}, {"teacher_features": text}
 
 
 def _clip(max_norm: float | None, *modules: nn.Module) -> Tensor:

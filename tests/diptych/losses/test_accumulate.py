@@ -55,6 +55,7 @@ def objective_of(tree: dict[str, Any]) -> Callable[[Mapping[str, Tensor]], tuple
     objective = Objective(from_tree(ObjectiveConfig, tree), embed_dim=WIDTH).double()
 
     def loss(features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        features = dict(features) | {"logit_scale": features["logit_scale"].squeeze()}
         known = {"caption_ids": torch.arange(ROWS) // 2}
         total = objective(Pairs(**features, known=known), Moment()).total
         return total, total.detach()
@@ -112,6 +113,15 @@ def test_micro_batches_equal_one_pass(size: int, tree: dict[str, Any]) -> None:
     found_loss, found = in_parts(towers(), parts, tree)
     torch.testing.assert_close(found_loss, loss, atol=1e-14, rtol=1e-14)
     torch.testing.assert_close(found, expected, atol=1e-14, rtol=1e-12)
+
+
+def test_a_scale_may_be_a_vector_of_one() -> None:
+    parts = split(0, 2)
+    _, expected = one_pass(towers(), parts, {})
+    torch.manual_seed(0)
+    model = TwoTowersWithVectorScale().double()
+    _, found = in_parts(model, parts, {})
+    torch.testing.assert_close(found["logit_scale"].squeeze(), expected["logit_scale"], atol=1e-14, rtol=1e-12)
 
 
 def test_dropout_would_show() -> None:
@@ -213,10 +223,6 @@ class TwoTowersWithVectorScale(TwoTowers):
     def __init__(self) -> None:
         super().__init__()
         self.logit_scale = nn.Parameter(torch.full((1,), 2.0))
-
-    def forward(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
-        outputs = super().forward(images, texts)
-        return outputs | {"logit_scale": outputs["logit_scale"].squeeze()}
 
 
 def under_deepspeed(rank: int, stage: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

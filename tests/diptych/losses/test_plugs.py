@@ -409,7 +409,7 @@ def compare(found: Tensor, expected: Tensor, leaves: list[Tensor], *, atol: floa
 
 def loss_of(options: dict[str, Any], data: Inputs) -> Tensor:
     config = from_tree(ContrastiveConfig, options)
-    return ContrastiveLoss(config, embed_dim=data.image.shape[1])(data.pairs(), ALONE, data.moment).loss
+    return ContrastiveLoss(config, embed_dim=data.image.shape[1])(data.pairs(), ALONE, data.moment)
 
 
 @pytest.mark.usefixtures("_small_tiles")
@@ -466,6 +466,10 @@ def test_any_plug_at_length(case: tuple[str, int, float, bool, int, int, int]) -
 def test_a_batch_of_one_has_a_finite_loss(name: str) -> None:
     options, _ = CASES[name]
     data = inputs(1)
+    if name == "soft top-k":
+        with pytest.raises(ConfigError, match="below the number of candidates"):
+            loss_of(options, data)
+        return
     loss = loss_of(options, data)
     assert loss.isfinite()
     for gradient in torch.autograd.grad(loss, data.leaves, allow_unused=True):
@@ -488,7 +492,7 @@ def test_half_precision_features_are_summed_in_float32(name: str) -> None:
     for name_of in ("image", "text", "hard"):
         setattr(rounded, name_of, getattr(rounded, name_of).detach().bfloat16().double())
     config = from_tree(ContrastiveConfig, options)
-    found = ContrastiveLoss(config, embed_dim=12)(half, ALONE, data.moment).loss
+    found = ContrastiveLoss(config, embed_dim=12)(half, ALONE, data.moment)
     assert found.dtype == torch.float32
     # Rounded inputs are the oracle's too; what is left is float32's error of logits up to 14.
     torch.testing.assert_close(found.double(), oracle(rounded), atol=3e-5, rtol=1e-4)
@@ -580,7 +584,7 @@ def test_mochi_points_are_mixtures_of_the_hardest() -> None:
             reduction="none",
         ),
     )
-    compare(loss(data.pairs(), ALONE, data.moment).loss, expected, data.leaves)
+    compare(loss(data.pairs(), ALONE, data.moment), expected, data.leaves)
 
 
 def test_queue_holds_earlier_batches_and_never_the_own_sample() -> None:
@@ -601,11 +605,12 @@ def test_queue_holds_earlier_batches_and_never_the_own_sample() -> None:
             else:
                 theirs = torch.cat([data.teacher_image, queue_image])
             wide = torch.eye(5, len(theirs), dtype=torch.float64)
-            target = 0.4 * torch.softmax(data.scale.detach() * mine @ theirs.T, 1) + 0.6 * wide
+            soft = torch.softmax((data.scale.detach() * mine @ theirs.T).masked_fill(skipped, -INF), 1)
+            target = 0.4 * soft + 0.6 * wide
             assert torch.allclose(target.sum(1), torch.ones(5, dtype=torch.float64))
             return cross_entropy(data.scale * a @ theirs.T, target, dropped(skipped))
 
-        compare(loss(pairs, ALONE, data.moment).loss, both(data, direction), data.leaves)
+        compare(loss(pairs, ALONE, data.moment), both(data, direction), data.leaves)
         loss.after_step(pairs, ALONE)
         queue_image = torch.cat([queue_image, data.teacher_image])[-7:]
         queue_text = torch.cat([queue_text, data.teacher_text])[-7:]
@@ -662,7 +667,7 @@ def test_sogclr_averages_denominators_over_steps() -> None:
                 losses.append((powers[i].detach() / remembered[key] * h[i] / 4).sum())
             return torch.stack(losses)
 
-        found = loss(pairs, ALONE, data.moment).loss
+        found = loss(pairs, ALONE, data.moment)
         expected = both(data, direction)
         for leaf in (data.image, data.text):  # the surrogate's value is another; its gradient is the paper's
             mine, theirs = (torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in (found, expected))
@@ -673,7 +678,7 @@ def test_sogclr_without_memory_is_decoupled() -> None:
     data = inputs(6)
     options = {"denominator": {"type": "sogclr", "num_samples": 6, "gamma": 1.0}}
     loss = ContrastiveLoss(from_tree(ContrastiveConfig, options), embed_dim=12).double()
-    remembered = loss(data.pairs(), ALONE, data.moment).loss
+    remembered = loss(data.pairs(), ALONE, data.moment)
     decoupled = loss_of({"weights": ["decoupled"]}, data) / data.scale.detach()
     for leaf in (data.image, data.text):
         mine, theirs = (torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in (remembered, decoupled))
@@ -706,7 +711,7 @@ def test_isogclr_moves_temperatures_as_its_algorithm_says() -> None:
                 state[modality, int(ids[i])] = (u, (tau - 0.01 * velocity).clamp(0.02, 0.2), velocity)
             return torch.stack(losses)
 
-        found = loss(pairs, ALONE, data.moment).loss
+        found = loss(pairs, ALONE, data.moment)
         expected = both(data, direction)
         for leaf in (data.image, data.text):
             mine, theirs = (torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in (found, expected))
@@ -743,7 +748,7 @@ def test_a_remembered_denominator_has_the_smaller_bias() -> None:
         for number in range(1200):
             rows = torch.randperm(size, generator=draw)[:4]
             pairs = Pairs(leaf[rows], text[rows], torch.tensor(scale, dtype=torch.float64), known={"sample_ids": rows})
-            (gradient,) = torch.autograd.grad(loss(pairs, ALONE, Moment(number)).loss, leaf)
+            (gradient,) = torch.autograd.grad(loss(pairs, ALONE, Moment(number)), leaf)
             if number >= 200:  # when every sample has been met some times
                 total += gradient / 1000 / (1 if name == "remembered" else scale)
         bias[name] = ((total - right).norm() / right.norm()).item()
@@ -780,7 +785,7 @@ def test_adaptive_temperature_and_its_network() -> None:
         negative = (tau.log() + 1 / tau).masked_fill(own(data), 0).sum(1) / 6
         return cross_entropy(a @ c.T / tau, eye(data)) + 0.3 * (positive - negative)
 
-    compare(loss(data.pairs(), ALONE, data.moment).loss, both(data, direction), [*data.leaves, *weights])
+    compare(loss(data.pairs(), ALONE, data.moment), both(data, direction), [*data.leaves, *weights])
 
 
 def test_adaptive_temperature_of_one_value_is_fixed() -> None:
@@ -788,7 +793,7 @@ def test_adaptive_temperature_of_one_value_is_fixed() -> None:
     data = inputs(7)
     torch.manual_seed(0)
     config = from_tree(ContrastiveConfig, {"temperature": adaptive})
-    found = ContrastiveLoss(config, embed_dim=12).double()(data.pairs(), ALONE, data.moment).loss
+    found = ContrastiveLoss(config, embed_dim=12).double()(data.pairs(), ALONE, data.moment)
     compare(found, loss_of({"temperature": {"type": "fixed", "temperature": 0.1}}, data), data.leaves)
 
 
@@ -822,7 +827,7 @@ REGULARISERS: dict[str, tuple[dict[str, Any], Loss]] = {
     ),
     "distillation": (
         {"type": "distillation", "weight": 0.3},
-        lambda d: (d.image - d.teacher_image).square().sum() + (d.text - d.teacher_text).square().sum(),
+        lambda d: ((d.image - d.teacher_image).square() + (d.text - d.teacher_text).square()).sum(1).mean(),
     ),
 }
 
@@ -857,7 +862,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"denominator": "sogclr", "targets": "same_caption"}, "partner"),
     ({"denominator": "isogclr", "temperature": "fixed"}, "temperature"),
     ({"denominator": "sogclr", "candidates": ["hard_captions"]}, "candidates"),
-    ({"normaliser": "sigmoid", "candidates": ["mochi"]}, "single anchors"),
+    ({"normaliser": "sigmoid", "candidates": ["mochi"]}, "enter a softmax"),
     ({"similarity": "heads", "candidates": ["hard_captions"]}, "head"),
     ({"candidates": ["queue", "hard_captions"]}, "alone"),
     ({"candidates": ["queue"], "weights": ["decoupled"]}, "entries"),
@@ -865,6 +870,22 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"targets": "nonsense"}, "unknown type"),
     ({"wieghts": []}, "did you mean 'weights'"),
     ({"gather": {"scope": "group"}}, "group_size"),
+    ({"weights": ["repulsion", "repulsion"]}, "twice"),
+    ({"weights": ["hardest", "false_negatives"]}, "both keep the nearest"),
+    ({"normaliser": "soft_topk", "weights": ["hardest"]}, "all alike"),
+    ({"normaliser": "sigmoid", "weights": ["decoupled"]}, "no positive pair"),
+    ({"normaliser": "sigmoid", "targets": "cwcl"}, "set anchor to image"),
+    ({"targets": "momentum", "candidates": ["hard_captions"]}, "does not know them"),
+    ({"targets": "momentum", "temperature": "fixed"}, "uses the learned one"),
+    ({"targets": "momentum", "weights": ["decoupled"]}, "over all candidates"),
+    ({"targets": "same_caption", "weights": ["not_same_caption"]}, "must be a candidate"),
+    ({"denominator": "sogclr", "temperature": "fixed"}, "one of its own"),
+    ({"candidates": ["mochi"], "similarity": "extrapolated"}, "new points"),
+    ({"candidates": ["mochi", "interpolated"]}, "new points"),
+    ({"candidates": ["own_hard_captions"], "label_smoothing": 0.1}, "spread over candidates of all"),
+    ({"candidates": ["mochi"], "weights": ["repulsion"]}, "weighs candidates of all"),
+    ({"weights": [{"type": "clusters", "numbers": []}]}, "positive"),
+    ({"targets": {"type": "momentum", "ramp_samples": -1}}, "ramp_samples"),
 ]
 
 
@@ -872,6 +893,60 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 def test_impossible_combinations_are_refused_with_the_reason(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         from_tree(ContrastiveConfig, options)
+
+
+def test_one_call_refuses_what_must_last() -> None:
+    data = inputs(4)
+    for options, reason in (
+        ({"temperature": "adaptive"}, "temperature must last"),
+        ({"denominator": "sogclr"}, "denominator must last"),
+        ({"weight": 2.0}, "multiply the loss"),
+        ({"gather": {"scope": "rank"}}, "pass `group`"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            contrastive_loss(data.image, data.text, 10.0, **options)
+
+
+def test_draws_follow_the_moment() -> None:
+    data = inputs(6)
+    options = {"candidates": ["interpolated"]}
+    losses = [contrastive_loss(data.image, data.text, 10.0, moment=Moment(step), **options) for step in (0, 1, 1)]
+    assert losses[1] == losses[2] != losses[0]
+
+
+def test_heads_must_divide_the_features() -> None:
+    with pytest.raises(ConfigError, match=r"embed_dim \(16\) is no multiple of 3 heads .* use one of 1, 2, 4, 8, 16"):
+        ContrastiveLoss(from_tree(ContrastiveConfig, {"similarity": "heads"}), embed_dim=16)
+
+
+def test_candidates_may_come_in_any_order() -> None:
+    data = inputs(8)
+    first = loss_of({"candidates": ["interpolated", "hard_captions"]}, data)
+    compare(first, loss_of({"candidates": ["hard_captions", "interpolated"]}, data), data.leaves)
+
+
+def test_measuring_a_loss_is_no_visit() -> None:
+    data = inputs(5)
+    for kind in ("sogclr", "isogclr"):
+        config = from_tree(ContrastiveConfig, {"denominator": {"type": kind, "num_samples": 5}})
+        loss = ContrastiveLoss(config, embed_dim=12).double()
+        before = {name: value.clone() for name, value in loss.state_dict().items()}
+        with torch.no_grad():
+            loss(data.pairs(), ALONE, data.moment)
+        assert all(value.equal(before[name]) for name, value in loss.state_dict().items())
+        loss(inputs(1).pairs(), ALONE, data.moment)  # an anchor without negatives has nothing to remember
+        assert all(value.equal(before[name]) for name, value in loss.state_dict().items())
+        loss(data.pairs(), ALONE, data.moment)
+        assert not all(value.equal(before[name]) for name, value in loss.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"candidates": ["queue"]}, {"denominator": "sogclr"}, {"targets": "momentum"}])
+def test_what_only_one_side_knows_is_missed(options: dict[str, Any]) -> None:
+    data = inputs(4)
+    loss = ContrastiveLoss(from_tree(ContrastiveConfig, options), embed_dim=12)
+    pairs = Pairs(data.image, data.text, data.scale, image_known={"teacher_features": data.teacher_image})
+    with pytest.raises(ConfigError, match="not known"):
+        loss(pairs, ALONE)
 
 
 def test_what_a_plug_needs_must_be_known() -> None:

@@ -146,6 +146,7 @@ REGULARISERS = [
     {"type": "alignment", "weight": 0.3},
     {"type": "image_grounded", "weight": 0.3},
     {"type": "text_grounded", "weight": 0.3},
+    {"type": "distillation", "weight": 0.3},
 ]
 
 
@@ -269,6 +270,53 @@ def test_a_remainder_is_a_clear_error() -> None:
     for message in run_ranks(uneven, 3):
         assert "3 ranks cannot be divided into groups of 2 (1 would remain)" in message
         assert "use one of 1, 3" in message
+
+
+def uneven_nodes(rank: int) -> str:
+    import os
+
+    os.environ["LOCAL_WORLD_SIZE"] = "2" if rank < 2 else "1"
+    try:
+        make_groups(from_tree(GatherConfig, {"scope": "node"}))
+    except DistributedError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.distributed
+def test_uneven_nodes_are_refused_on_every_rank() -> None:
+    assert all("nodes of 1, 2 ranks" in message for message in run_ranks(uneven_nodes, 3))
+
+
+def gathers_left(rank: int, sigmoid: bool) -> int:
+    """How many gathers of five steps are still in memory."""
+    import gc
+    import weakref
+
+    from diptych.losses import contrastive
+
+    made = []
+
+    class Watched(contrastive.PendingGather):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+
+    contrastive.PendingGather = Watched
+    for step in range(5):
+        pairs = batch(slice(rank * SIZE // 2, (rank + 1) * SIZE // 2), step)
+        options = {"normaliser": "sigmoid", "logit_bias": -3.0} if sigmoid else {}
+        contrastive_loss(pairs.image_features, pairs.text_features, pairs.logit_scale, **options).backward()
+    del pairs
+    gc.collect()
+    assert len(made) == 5
+    return sum(reference() is not None for reference in made)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_steps_leave_nothing_in_memory(sigmoid: bool) -> None:
+    assert run_ranks(gathers_left, 2, sigmoid) == [0, 0]
 
 
 def by_node(rank: int) -> tuple[int, int]:

@@ -54,6 +54,10 @@ class Plug:
 class Similarity(Plug, Choice):
     """How alike two features are."""
 
+    def width(self, embed_dim: int) -> int:
+        """Width of what is compared. Raises ConfigError where it does not fit `embed_dim`."""
+        return embed_dim
+
     def heads(self, grid: Grid) -> list[Grid]:
         """The grids whose losses are averaged: one, unless features are divided into heads."""
         return [grid]
@@ -145,7 +149,7 @@ class Denominator(Plug, Choice):
     wants_mean_logit: ClassVar[bool] = False
 
     def losses(self, sums: AnchorSums, moment: Moment) -> Float[Tensor, " B"]:
-        """The loss of each anchor. Every rank calls, images before texts."""
+        """The loss of each anchor. Every rank of the world calls, images before texts."""
         raise NotImplementedError
 
 

@@ -74,17 +74,20 @@ def add_local(layout: Layout, by_modality: Mapping[str, Float[Tensor, "B K D"]])
 
 
 def with_columns(layout: Layout, features: Float[Tensor, "E D"], **info: Tensor) -> Layout:
-    """The layout with more columns, which are nobody's partner; what is not known of them is zero."""
+    """The layout with more columns, which are nobody's partner."""
     return replace(layout, grid=replace(layout.grid, columns=lengthened(layout.grid.columns, features, **info)))
 
 
 def lengthened(side: Side, features: Float[Tensor, "E D"], **info: Tensor) -> Side:
-    """The side with candidates that are no anchors behind it."""
+    """The side with candidates that are no anchors behind it.
+
+    What `info` does not say of them is 0, and -1 where it is an integer: no id, no part of any pair.
+    """
     count = len(features)
-    known = {
-        name: torch.cat([value, info.get(name, value.new_zeros((count, *value.shape[1:])))])
-        for name, value in side.info.items()
-    }
+    known = {}
+    for name, value in side.info.items():
+        unknown = value.new_full((count, *value.shape[1:]), 0 if value.is_floating_point() else -1)
+        known[name] = torch.cat([value, info.get(name, unknown).to(value.dtype)])
     # Another negative number for either side, so that no two candidates look like partners.
     number = side.number.new_full((count,), -1 if side.modality == "text" else -2)
     return replace(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from diptych.distributed.collectives import all_gather_rows
@@ -42,6 +42,12 @@ class Queue(Candidates, name="queue"):
         return FeatureQueue(self, embed_dim)
 
 
+def older_self(tile: Tile) -> Bool[Tensor, "R C"]:
+    """Entries of a queue that are the anchor's own sample."""
+    same = tile.anchor["sample_ids"][:, None] == tile.candidate["sample_ids"][None, :]
+    return same & (tile.candidate["in_queue"] > 0)[None, :]
+
+
 class FeatureQueue(nn.Module, Candidates):
     """See `Queue`. Every rank holds the whole of it, all ranks' batches in the order in which they came."""
 
@@ -70,7 +76,7 @@ class FeatureQueue(nn.Module, Candidates):
 
     def _candidates(self, pairs: Pairs, modality: Modality, group: Group, anchors: Side) -> Side:
         own = pairs.side(modality, tuple(anchors.info))
-        own = replace(own, features=own.info["teacher_features"].detach().to(own.features.dtype))
+        own = replace(own, features=own["teacher_features"].detach())
         own = own.know(in_queue=torch.zeros_like(own.number))
         queue = self.image_features if modality == "image" else self.text_features
         queue = queue.to(own.features.dtype)
@@ -81,17 +87,16 @@ class FeatureQueue(nn.Module, Candidates):
 
     def log_weight(self, tile: Tile) -> Float[Tensor, "R C"] | None:
         """-inf at older features of the anchor's own sample."""
-        same = tile.anchor["sample_ids"][:, None] == tile.candidate["sample_ids"][None, :]
-        dropped = same & (tile.candidate["in_queue"] > 0)[None, :]
-        return torch.zeros_like(tile.logits).masked_fill_(dropped, -torch.inf)
+        return torch.zeros_like(tile.logits).masked_fill_(older_self(tile), -torch.inf)
 
     @torch.no_grad()
     def after_step(self, pairs: Pairs, group: Group) -> None:
         """The batch of all ranks enters, whatever their groups, and the oldest entries leave."""
         world = world_group()
-        image = all_gather_rows(pairs.image_known["teacher_features"], world)
-        text = all_gather_rows(pairs.text_known["teacher_features"], world)
-        ids = all_gather_rows(pairs.known["sample_ids"], world)
+        own_image, own_text = pairs.side("image", self.needs), pairs.side("text", self.needs)
+        image = all_gather_rows(own_image["teacher_features"], world)
+        text = all_gather_rows(own_text["teacher_features"], world)
+        ids = all_gather_rows(own_image["sample_ids"], world)
         self.image_features = self._kept(self.image_features, image)
         self.text_features = self._kept(self.text_features, text)
         self.sample_ids = self._kept(self.sample_ids, ids)
@@ -105,3 +110,5 @@ class FeatureQueue(nn.Module, Candidates):
             if prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+        for name in ("image_features", "text_features", "sample_ids"):
+            setattr(self, name, self._kept(getattr(self, name), getattr(self, name)[:0]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diptych.losses.batch import Moment
 from diptych.losses.grid import Grid
 from diptych.losses.pairs import Tile
-from diptych.losses.plugs.denominator.sogclr import averaged
+from diptych.losses.plugs.denominator.sogclr import averaged, log_mean
 from diptych.losses.plugs.family import AnchorSums, Denominator
 from diptych.losses.table import SampleTable
 
@@ -52,8 +52,11 @@ class Isogclr(Denominator, name="isogclr"):
     def __post_init__(self) -> None:
         if not 0 < self.minimum <= self.start <= self.maximum:
             raise ValueError(f"0 < minimum <= start <= maximum must hold: {self.minimum}, {self.start}, {self.maximum}")
-        if not 0 < self.gamma <= 1 or not 0 < self.beta <= 1:
-            raise ValueError(f"gamma and beta must lie in (0, 1], not {self.gamma} and {self.beta}")
+        if not 0 < self.gamma <= 1 or not 0 < self.beta <= 1 or self.num_samples < 1:
+            raise ValueError(
+                f"gamma and beta must lie in (0, 1] and num_samples be at least 1: {self.gamma}, {self.beta}, "
+                f"{self.num_samples}"
+            )
 
     def build(self, embed_dim: int) -> nn.Module:
         """The tables."""
@@ -88,15 +91,17 @@ class PersonalTemperatures(nn.Module, Denominator):
         config, table = self._config, self.image if sums.modality == "image" else self.text
         assert sums.sample_ids is not None, "needs names sample_ids"
         log_old, temperature, velocity = table.look_up(sums.sample_ids).to(sums.log_sum.dtype).unbind(1)
-        log_g = sums.log_sum - sums.positive - sums.num_candidates.log()
+        log_g, some = log_mean(sums)
         log_u = averaged(log_old, log_g.detach(), config.gamma)
         ratio = (log_g.detach() - log_u).exp()
         assert sums.mean_logit is not None, "asked for by wants_mean_logit"
         slope = log_u + config.rho - ratio * (sums.mean_logit - sums.positive).detach()
-        velocity = (1 - config.beta) * velocity + config.beta * slope.clamp(-5, 5)
-        moved = (temperature - config.step_size * velocity).clamp(config.minimum, config.maximum)
-        table.store(sums.sample_ids, torch.stack([log_u, moved, velocity], 1))
-        return ratio * log_g * temperature
+        new_velocity = (1 - config.beta) * velocity + config.beta * slope.clamp(-5, 5)
+        moved = (temperature - config.step_size * new_velocity).clamp(config.minimum, config.maximum)
+        if torch.is_grad_enabled():  # measuring a loss is no visit
+            before, after = ((log_old, temperature, velocity), (log_u, moved, new_velocity))
+            table.store(sums.sample_ids, torch.where(some[:, None], torch.stack(after, 1), torch.stack(before, 1)))
+        return torch.where(some, ratio * log_g * temperature, 0.0)
 
 
 def personal(tile: Tile) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from diptych.losses.batch import Moment
@@ -62,10 +62,18 @@ class MovingAverage(nn.Module, Denominator):
     def losses(self, sums: AnchorSums, moment: Moment) -> Float[Tensor, " B"]:
         """Losses whose gradient is the one above; their value is τ·g/u·log g. Every rank of the world must call."""
         table = self.image if sums.modality == "image" else self.text
-        log_g = sums.log_sum - sums.positive - sums.num_candidates.log()
-        log_u = averaged(table.look_up(_ids(sums))[:, 0], log_g.detach(), self._gamma)
-        table.store(_ids(sums), log_u[:, None])
-        return (log_g.detach() - log_u).exp() * log_g / sums.logit_scale.detach()
+        log_g, some = log_mean(sums)
+        log_old = table.look_up(_ids(sums))[:, 0]
+        log_u = averaged(log_old, log_g.detach(), self._gamma)
+        if torch.is_grad_enabled():  # measuring a loss is no visit
+            table.store(_ids(sums), torch.where(some, log_u, log_old)[:, None])
+        return torch.where(some, (log_g.detach() - log_u).exp() * log_g, 0.0) / sums.logit_scale.detach()
+
+
+def log_mean(sums: AnchorSums) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+    """log of the mean over negatives of exp(z_ij − z_ii), and which anchors have any negatives."""
+    log_g = sums.log_sum - sums.positive - sums.num_candidates.clamp(min=1).log()
+    return log_g, sums.num_candidates > 0
 
 
 def averaged(log_old: Float[Tensor, " B"], log_new: Float[Tensor, " B"], gamma: float) -> Float[Tensor, " B"]:

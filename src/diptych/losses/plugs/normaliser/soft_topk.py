@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diptych.errors import ConfigError
 from diptych.losses.batch import Moment
 from diptych.losses.composition import Composition
 from diptych.losses.grid import Grid
@@ -41,7 +42,10 @@ class SoftTopk(Normaliser, name="soft_topk"):
 
     def losses(self, layout: Layout, plugs: Composition, moment: Moment) -> AnchorLosses:
         """Both directions' anchors."""
-        grid = layout.grid.know("threshold", **self._threshold(layout.grid, plugs))
+        candidates = min(len(layout.grid.columns), len(layout.grid.rows) * layout.grid.group.size)
+        if self.k >= candidates:
+            raise ConfigError(f"soft_topk wants k ({self.k}) below the number of candidates ({candidates}) · lower k")
+        grid = layout.grid.know("topk_threshold", **self._threshold(layout.grid, plugs))
 
         def slope(tile: Tile) -> Sequence[Tensor]:
             q = torch.sigmoid(self._argument(tile, plugs).detach())
@@ -54,7 +58,8 @@ class SoftTopk(Normaliser, name="soft_topk"):
             right = plugs.targets(tile)
             if right is None:
                 return (None, None)
-            return (-right * F.logsigmoid(self._argument(tile, plugs)), right)
+            loss = -F.logsigmoid(self._argument(tile, plugs))
+            return (torch.where(right > 0, right * loss, 0.0), right)
 
         with torch.no_grad():
             slopes = grid.reduce(slope, ("sum",))
@@ -63,8 +68,8 @@ class SoftTopk(Normaliser, name="soft_topk"):
         for direction in grid.directions:
             # One Newton step from the solution: its value changes nothing, its gradient is the implicit one.
             step = (self.k - getattr(totals, direction)[0]) / getattr(slopes, direction)[0].clamp(min=1e-12)
-            moved[direction] = grid.anchors(direction)["threshold"] + step
-        found = grid.know("threshold", **moved).reduce(positives, ("sum", "sum"))
+            moved[direction] = grid.anchors(direction)["topk_threshold"] + step
+        found = grid.know("topk_threshold", **moved).reduce(positives, ("sum", "sum"))
         losses = {}
         for direction in grid.directions:
             loss, share = getattr(found, direction)
@@ -79,7 +84,7 @@ class SoftTopk(Normaliser, name="soft_topk"):
         high = {d: getattr(bounds, d)[1] + 10 / self.sharpness for d in grid.directions}
         for _ in range(_BISECTIONS):
             middle = {d: (low[d] + high[d]) / 2 for d in grid.directions}
-            known = grid.know("threshold", **middle)
+            known = grid.know("topk_threshold", **middle)
             found = known.reduce(lambda tile: (torch.sigmoid(self._argument(tile, plugs)),), ("sum",))
             for d in grid.directions:
                 below = getattr(found, d)[0] < self.k
@@ -89,5 +94,5 @@ class SoftTopk(Normaliser, name="soft_topk"):
     def _argument(self, tile: Tile, plugs: Composition) -> Tensor:
         """a·(z + t); -inf where a candidate is dropped."""
         energy = plugs.energy(tile)
-        argument = self.sharpness * (tile.logits + tile.anchor["threshold"][:, None])
+        argument = self.sharpness * (tile.logits + tile.anchor["topk_threshold"][:, None])
         return argument if energy is tile.logits else argument.masked_fill(energy == -torch.inf, -torch.inf)

@@ -52,7 +52,7 @@ def _of_anchors(layout: Layout, direction: Direction, plugs: Composition, values
     positive = values["positive"] / values["targets"] if "targets" in values else values["positive"]
     log_sum, count = values["log_sum"], values.get("count", _candidates(grid, direction).expand(len(anchors)))
     if plugs.label_smoothing:
-        positive = (1 - plugs.label_smoothing) * positive + plugs.label_smoothing * values["all"] / count
+        positive = (1 - plugs.label_smoothing) * positive + plugs.label_smoothing * values["all"] / count.clamp(min=1)
     if direction in layout.local:
         logits = _local_logits(layout, direction)
         log_sum = torch.logaddexp(log_sum, torch.logsumexp(logits, 1))
@@ -64,7 +64,7 @@ def _of_anchors(layout: Layout, direction: Direction, plugs: Composition, values
     log_sum, positive = torch.where(empty, 0.0, log_sum), torch.where(empty, 0.0, positive)
     ids = anchors.info.get("sample_ids")
     scale = grid.shared["logit_scale"]
-    return AnchorSums(anchors.modality, log_sum, positive, count.clamp(min=1), None, ids, scale)
+    return AnchorSums(anchors.modality, log_sum, positive, count, None, ids, scale)
 
 
 def _candidates(grid: Grid, direction: Direction) -> Tensor:

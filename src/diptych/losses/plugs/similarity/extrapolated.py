@@ -30,6 +30,10 @@ class Extrapolated(Similarity, name="extrapolated"):
     alpha: float = 2.0
     """Parameter a of the Beta distribution; 0: λ = 1, no change."""
 
+    def __post_init__(self) -> None:
+        if self.alpha < 0:
+            raise ValueError(f"alpha must not be negative, it is {self.alpha}")
+
     def prepare(self, grid: Grid, moment: Moment) -> Grid:
         """Draws λ for the step."""
         draw = generator(moment.seed, "extrapolated", moment.step).beta(self.alpha, self.alpha) if self.alpha else 0.0

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from diptych.errors import ConfigError
 from diptych.losses.grid import Grid, dot
 from diptych.losses.pairs import Side
 from diptych.losses.plugs.family import Similarity
@@ -31,11 +32,19 @@ class Heads(Similarity, name="heads"):
         if self.heads_count < 1:
             raise ValueError(f"heads_count must be at least 1, not {self.heads_count}")
 
+    def width(self, embed_dim: int) -> int:
+        """Width of a head. Raises ConfigError where the features cannot be divided."""
+        if embed_dim % self.heads_count:
+            fitting = [str(n) for n in range(1, min(embed_dim, 32) + 1) if embed_dim % n == 0]
+            raise ConfigError(
+                f"embed_dim ({embed_dim}) is no multiple of {self.heads_count} heads · "
+                f"objective.contrastive.similarity.heads_count · use one of {', '.join(fitting)}"
+            )
+        return embed_dim // self.heads_count
+
     def heads(self, grid: Grid) -> list[Grid]:
         """One grid for each head."""
-        width, remainder = divmod(grid.rows.features.shape[1], self.heads_count)
-        if remainder:
-            raise ValueError(f"embed_dim {grid.rows.features.shape[1]} is no multiple of {self.heads_count} heads")
+        width = self.width(grid.rows.features.shape[1])
         return [
             replace(grid, rows=_part(grid.rows, head, width), columns=_part(grid.columns, head, width))
             for head in range(self.heads_count)

@@ -34,6 +34,10 @@ class Cwcl(Targets, name="cwcl"):
     sharpness: float = 0.0
     """τ above; 0: the paper's linear weights."""
 
+    def __post_init__(self) -> None:
+        if self.sharpness < 0:
+            raise ValueError(f"sharpness must not be negative, it is {self.sharpness}")
+
     def prepare(self, grid: Grid, moment: Moment) -> Grid:
         """Each pair's feature from the frozen tower, known on both sides."""
         frozen = grid.own_of("image" if self.anchor == "text" else "text").features.detach()

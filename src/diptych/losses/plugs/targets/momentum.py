@@ -10,6 +10,7 @@ from torch import Tensor
 from diptych.losses.batch import Moment
 from diptych.losses.grid import Grid
 from diptych.losses.pairs import Tile
+from diptych.losses.plugs.candidates.queue import older_self
 from diptych.losses.plugs.family import Targets
 
 
@@ -37,6 +38,8 @@ class Momentum(Targets, name="momentum"):
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must lie in [0, 1], not {self.share}")
+        if self.ramp_samples < 0:
+            raise ValueError(f"ramp_samples must not be negative, it is {self.ramp_samples}")
 
     def prepare(self, grid: Grid, moment: Moment) -> Grid:
         """The teacher's normalisers, by one reduction over all pairs."""
@@ -59,4 +62,5 @@ class Momentum(Targets, name="momentum"):
 
 def _teacher_logits(tile: Tile) -> Tensor:
     alike = tile.anchor["teacher_features"].detach() @ tile.candidate["teacher_features"].detach().T
-    return alike.to(tile.logits.dtype) * tile.shared["teacher_scale"]
+    logits = alike * tile.shared["teacher_scale"]
+    return logits.masked_fill(older_self(tile), -torch.inf) if "in_queue" in tile.candidate.info else logits

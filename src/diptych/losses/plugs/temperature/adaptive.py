@@ -39,8 +39,10 @@ class Adaptive(Temperature, name="adaptive"):
     """β."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.minimum <= self.maximum:
-            raise ValueError(f"0 < minimum ({self.minimum}) <= maximum ({self.maximum}) must hold")
+        if not 0 < self.minimum <= self.maximum or self.hidden < 1:
+            raise ValueError(
+                f"0 < minimum ({self.minimum}) <= maximum ({self.maximum}) and hidden ({self.hidden}) >= 1 must hold"
+            )
 
     def build(self, embed_dim: int) -> nn.Module:
         """φ with its weights; `embed_dim` is the width of what is compared."""

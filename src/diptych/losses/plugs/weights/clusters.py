@@ -33,10 +33,12 @@ class Clusters(Weights, name="clusters"):
     iterations: int = 10
     """Steps of k-means."""
 
+    def __post_init__(self) -> None:
+        if not self.numbers or min(self.numbers) < 1 or self.iterations < 0:
+            raise ValueError(f"numbers must be one or more positive ones, not {list(self.numbers)}")
+
     def prepare(self, grid: Grid, moment: Moment) -> Grid:
-        """Clusters of every pair, unless the batch brought them."""
-        if "clusters" in grid.rows.info:
-            return grid
+        """Clusters of every pair."""
         own = grid.own_of(self.modality).features.detach()
         everyone = all_gather_rows(own, grid.group)
         found = torch.stack([kmeans(everyone, number, self.iterations) for number in self.numbers], 1)

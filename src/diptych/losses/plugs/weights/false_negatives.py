@@ -21,7 +21,7 @@ class FalseNegatives(Weights, name="false_negatives"):
 
         w_ij = 0 if x_ij > x_ii + β;   with keep = k: w_ij = 0 unless x_ij is among the k largest of the others
 
-    Candidates as similar as the k-th, to rounding, are kept with it.
+    x are plain cosines. Candidates as similar as the k-th, to rounding, are kept with it.
     Source: arXiv:2504.17432 (β = 0.1, k = 8).
     Cost: one pass per tile; with `keep`, a pass over all pairs and a gather of the other side before the loss.
     Use: fine-tuning of strong models, whose in-batch neighbours are often right.
