@@ -317,6 +317,28 @@ def nothing_waits_for_the_device() -> None:
             kernel.sigmoid_gradients(rows, columns, scale, bias, row_grad, partner=partner, tiling=TINY)
 
 
+@check
+def the_loss_runs_on_it() -> None:
+    from diptych.losses.contrastive import contrastive_loss
+
+    kept = kernel.is_available, kernel.SINGLE
+    found = []
+    try:
+        for on_kernel in (True, False):
+            kernel.is_available = lambda device, answer=on_kernel: answer
+            kernel.SINGLE = TINY
+            for options in ({}, {"normaliser": "sigmoid", "logit_bias": -5.0}):
+                image, text = (features(50, 24, seed).requires_grad_() for seed in (0, 1))
+                scale = torch.tensor(14.0, requires_grad=True)
+                loss = contrastive_loss(image, text, scale, **options)
+                found.append([loss.detach(), *torch.autograd.grad(loss, [image, text, scale])])
+    finally:
+        kernel.is_available, kernel.SINGLE = kept
+    for ours, theirs in zip(found[:2], found[2:], strict=True):
+        for left, right in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
+
+
 def load_without_triton() -> Any:
     spec = importlib.util.spec_from_file_location("kernel_without_triton", kernel_programs.__file__)
     assert spec is not None
