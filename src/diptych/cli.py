@@ -11,7 +11,7 @@ from typing import Any
 
 from diptych import log as logs
 from diptych.config import Config, describe
-from diptych.errors import DiptychError
+from diptych.errors import ConfigError, DiptychError
 from diptych.version import __version__
 
 log = logging.getLogger(__name__)
@@ -169,12 +169,20 @@ def _bench_loss(options: argparse.Namespace) -> dict[str, Any] | None:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     setting = Setting("ours", 0, options.width, device, options.dtype, options.repeats)
     names = ["ours", *dict.fromkeys(name for name in options.against.split(",") if name)]
-    sizes = [int(size) for size in options.rows.split(",")]
+    sizes = _sizes(options.rows)
     rows = measure_all(setting, sizes, names, rounds=options.rounds, progress=lambda text: log.info("%s", text))
     if options.json:
         return {"rows": as_json(rows)}
     print(table(rows, setting, peer=names[1] if len(names) > 1 else "ours"))
     return None
+
+
+def _sizes(text: str) -> list[int]:
+    """Positive numbers between commas."""
+    parts = text.split(",")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise ConfigError(f"batch sizes {text!r} are no positive numbers · --rows · write them as 8192,16384")
+    return [int(part) for part in parts]
 
 
 # --- arguments ---------------------------------------------------------------------------------------------------

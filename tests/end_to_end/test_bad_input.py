@@ -158,3 +158,18 @@ def test_what_is_no_model(tmp_path: Path, refuses: Callable[..., None]) -> None:
     refuses(["eval", tmp_path / "nowhere", "--config", tasks], "neither a run folder nor open_clip:", "nowhere")
     refuses(["eval", "open_clip:ViT-B-23", "--config", tasks], "did you mean 'ViT-B-32'?")
     refuses(["report", tmp_path / "nowhere"], "not a run")
+
+
+def test_objectives(config: Path, refuses: Callable[..., None]) -> None:
+    refuses(["train", config, "objective.contrastive.targets=cwlc"], "did you mean 'cwcl'")
+    refuses(["train", config, "objective.contrastive.weights=[decoupled, decoupled]"], "twice")
+    refuses(["train", config, "objective.contrastive.targets=same_label"], "does not bring labels")
+    refuses(["train", config, "objective.contrastive.similarity=heads"], "no multiple of 3 heads", "use one of")
+    refuses(
+        ["train", config, "objective.contrastive.gather={scope: group, group_size: 2}"], "groups of 2", "use one of 1"
+    )
+
+
+def test_benchmarks(refuses: Callable[..., None]) -> None:
+    refuses(["bench", "loss", "--rows", "many"], "--rows", "8192,16384")
+    refuses(["bench", "loss", "--against", "nobody"], "unknown implementation", "open_clip")

@@ -81,11 +81,13 @@ def measure_all(
     """One row for each size and name.
 
     Raises:
-        ConfigError: a name is unknown.
+        ConfigError: a name is unknown, or there is no such device.
     """
     unknown = [name for name in names if name not in implementations()]
     if unknown:
         raise ConfigError(f"unknown implementation {unknown[0]!r} · bench loss · use {', '.join(implementations())}")
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"there is no CUDA device for {settings.device!r} · bench loss · use --device cpu")
     rows = []
     for size in sizes:
         found: dict[str, list[Measurement]] = {name: [] for name in names}
