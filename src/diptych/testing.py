@@ -99,14 +99,17 @@ class TinySample:
     members: dict[str, bytes] = field(default_factory=dict)
 
 
-def tiny_sample(key: str, *, caption: str = "", side: int = 16, label: int | None = None) -> TinySample:
-    """A picture of one colour that its key decides, with a caption."""
+def tiny_sample(
+    key: str, *, caption: str = "", side: int = 16, label: int | None = None, hard: Sequence[str] = ()
+) -> TinySample:
+    """A picture of one colour that its key decides, with a caption and, in the column `hard`, wrong ones."""
     rng = np.random.default_rng(hash_text(key))
     picture = Image.fromarray(np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), (side, side, 3)).copy())
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     caption = caption or f"caption of {key}"
-    document = {"captions": {"name": [caption]}, "meta": {"group": "test"}}
+    columns: dict[str, list[str]] = {"name": [caption]} | ({"hard": list(hard)} if hard else {})
+    document = {"captions": columns, "meta": {"group": "test"}}
     members = {"png": buffer.getvalue(), "json": json.dumps(document).encode(), "txt": caption.encode()}
     if label is not None:
         members["cls"] = str(label).encode()

@@ -46,6 +46,7 @@ class Chunk:
     tokens: Int[Tensor, "n context"]
     keys: tuple[str, ...]
     caption_ids: Int[Tensor, " n"]
+    hard_tokens: Int[Tensor, "n K context"]
     cursors: Cursors
     bad: tuple[tuple[str, str], ...]
     """(reason, shard) of each unusable sample passed over."""
@@ -61,6 +62,8 @@ class Batch:
     keys: tuple[str, ...]
     caption_ids: Int[Tensor, " B"]
     """Equal for equal captions, on every rank."""
+    hard_tokens: Int[Tensor, "B K L"]
+    """Those of K hard captions each (K may be 0), as long as `tokens`."""
     cursors: Cursors
     """After this batch, for this rank's lanes."""
     bad: Mapping[str, int]
@@ -77,11 +80,15 @@ def merge(chunks: Sequence[Chunk], bad: Mapping[str, int]) -> Batch:
         joined = torch.cat(parts) if len(parts) > 1 else parts[0]
         return joined[torch.tensor(order)] if len(parts) > 1 else joined
 
+    # One length for right and hard captions, so that they can be embedded together.
+    tokens, hard_tokens = (rows([getattr(chunk, name) for chunk in chunks]) for name in ("tokens", "hard_tokens"))
+    together = trim(torch.cat([tokens, hard_tokens.flatten(0, 1)])) if hard_tokens.numel() else trim(tokens)
     return Batch(
         images=rows([chunk.images for chunk in chunks]),
-        tokens=trim(rows([chunk.tokens for chunk in chunks])),
+        tokens=together[: len(tokens)],
         keys=tuple(keys[i] for i in order),
         caption_ids=rows([chunk.caption_ids for chunk in chunks]),
+        hard_tokens=together[len(tokens) :].unflatten(0, hard_tokens.shape[:2]) if hard_tokens.numel() else hard_tokens,
         cursors=Cursors.merge([chunk.cursors for chunk in chunks]),
         bad=dict(bad),
     )

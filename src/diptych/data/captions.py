@@ -39,6 +39,20 @@ class CaptionView(Config):
 
 
 @dataclass(frozen=True)
+class HardCaptionConfig(Config):
+    """Wrong captions that were written for a picture."""
+
+    column: str
+    """Column of the JSON member's captions that holds them."""
+    count: int = 4
+    """Texts per picture and step: drawn without repetition, or with it where the column has fewer."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, not {self.count}")
+
+
+@dataclass(frozen=True)
 class CaptionConfig(Config):
     """Which caption a picture is trained with."""
 
@@ -46,6 +60,8 @@ class CaptionConfig(Config):
     """Drawn by weight for every sample and epoch."""
     max_chars: int = 1000
     """Longer captions are cut here before tokenising."""
+    hard: HardCaptionConfig | None = None
+    """Wrong captions beside the right one, for the objective's terms that use them; none: no such captions."""
 
 
 @lru_cache(maxsize=65536)
@@ -101,6 +117,23 @@ def choose(captions: Captions, config: CaptionConfig, rng: np.random.Generator) 
     if not caption:
         raise UnusableSample("no_caption")
     return caption
+
+
+def choose_hard(captions: Captions, config: CaptionConfig, rng: np.random.Generator) -> tuple[str, ...]:
+    """The hard captions of a step; none where none are configured.
+
+    Raises:
+        UnusableSample: `no_hard_caption`, the column has no text.
+    """
+    if config.hard is None:
+        return ()
+    texts = [clean(text, max_chars=config.max_chars) for text in _texts(captions, config.hard.column)]
+    texts = [text for text in texts if text]
+    if not texts:
+        raise UnusableSample("no_hard_caption")
+    count = config.hard.count
+    chosen = rng.permutation(len(texts))[:count] if len(texts) >= count else rng.integers(len(texts), size=count)
+    return tuple(texts[i] for i in chosen)
 
 
 def _texts(captions: Captions, column: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -148,6 +148,7 @@ class _Prepared:
 
     key: str
     caption: str
+    hard_captions: tuple[str, ...]
     pixels: np.ndarray
     """uint8 RGBA [4, size, size]."""
     draws: np.ndarray
@@ -191,7 +192,14 @@ class _Chunks(IterableDataset[Chunk]):
         tokens = self._feed.tokenizer(captions) if captions else torch.empty(0, 1, dtype=torch.long)
         ids = torch.tensor([derive(0, caption) for caption in captions], dtype=torch.long)
         keys = tuple(sample.key for sample in samples)
-        return Chunk(slots, self._views(samples), tokens, keys, ids, cursors, bad)
+        return Chunk(slots, self._views(samples), tokens, keys, ids, self._hard_tokens(samples, tokens), cursors, bad)
+
+    def _hard_tokens(self, samples: list[_Prepared], tokens: Int[Tensor, "n context"]) -> Int[Tensor, "n K context"]:
+        hard = self._config.captions.hard
+        texts_of_all = [text for sample in samples for text in sample.hard_captions]
+        if hard is None or not texts_of_all:
+            return tokens.new_zeros(len(samples), hard.count if hard is not None else 0, tokens.shape[1])
+        return self._feed.tokenizer(texts_of_all).view(len(samples), hard.count, -1)
 
     def _views(self, samples: list[_Prepared]) -> UInt8[Tensor, "n 3 side side"]:
         size = self._feed.image_size
@@ -222,9 +230,12 @@ class _Chunks(IterableDataset[Chunk]):
             cursors[lane] = cursor
             rng = generator(self._feed.seed, "sample", cursor.epoch, lane, cursor.position)
             try:
-                caption = texts.choose(texts.read(raw.members), self._config.captions, rng)
+                columns = texts.read(raw.members)
+                caption = texts.choose(columns, self._config.captions, rng)
                 pixels = self._pixels(raw, rng)
-                return _Prepared(raw.key, caption, pixels, draw(rng))
+                draws = draw(rng)
+                hard = texts.choose_hard(columns, self._config.captions, rng)
+                return _Prepared(raw.key, caption, hard, pixels, draws)
             except UnusableSample as fault:
                 bad.append((fault.reason, raw.shard))
                 if len(bad) >= _GIVE_UP:

@@ -48,6 +48,8 @@ class Embeddings(NamedTuple):
     logit_scale: Float[Tensor, ""]
     """Multiplies cosines: already exponentiated."""
     logit_bias: Float[Tensor, ""] | None
+    hard_captions: Float[Tensor, "B K D"] | None = None
+    """Unit norm; where hard captions were given."""
 
 
 class DualEncoder(nn.Module):
@@ -81,9 +83,23 @@ class DualEncoder(nn.Module):
         """Unit-norm float32 features of token ids."""
         return F.normalize(self.text_tower(tokens).float(), dim=-1)
 
-    def forward(self, images: UInt8[Tensor, "B 3 height width"], tokens: Int[Tensor, "B L"]) -> Embeddings:
-        """Both towers and the scale: everything an objective needs, in one call that wrappers can see."""
-        return Embeddings(self.encode_image(images), self.encode_text(tokens), self.logit_scale.exp(), self.logit_bias)
+    def forward(
+        self,
+        images: UInt8[Tensor, "B 3 height width"],
+        tokens: Int[Tensor, "B L"],
+        hard_tokens: Int[Tensor, "B K L"] | None = None,
+    ) -> Embeddings:
+        """Both towers and the scale: everything an objective needs, in one call that wrappers can see.
+
+        Args:
+            hard_tokens: those of K hard captions of each picture, K above 0, embedded together with the others.
+        """
+        image_features = self.encode_image(images)
+        if hard_tokens is None:
+            return Embeddings(image_features, self.encode_text(tokens), self.logit_scale.exp(), self.logit_bias)
+        text_features = self.encode_text(torch.cat([tokens, hard_tokens.flatten(0, 1)]))
+        hard = text_features[len(tokens) :].unflatten(0, hard_tokens.shape[:2])
+        return Embeddings(image_features, text_features[: len(tokens)], self.logit_scale.exp(), self.logit_bias, hard)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

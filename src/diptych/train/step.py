@@ -59,8 +59,11 @@ _OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")
 def check_needs(recipe: Recipe, objective: Objective) -> None:
     """Raises ConfigError when the objective needs what training does not have."""
     lacking = [name for name in objective.needs if name not in _OFFERED]
-    if objective.config.wants_hard_captions:
-        lacking.append("hard_captions")
+    if objective.config.wants_hard_captions and recipe.data.captions.hard is None:
+        raise ConfigError(
+            "the objective uses hard captions and the data brings none · objective · name their column in "
+            "data.captions.hard, or drop the terms that use them"
+        )
     if lacking:
         raise ConfigError(
             f"the stream does not bring {', '.join(lacking)} · objective · choose other plugs, or call "
@@ -76,6 +79,7 @@ class _Inputs:
 
     images: Tensor
     tokens: Tensor
+    hard_tokens: Tensor | None
 
 
 def _gradients(
@@ -83,14 +87,12 @@ def _gradients(
 ) -> tuple[Pairs, Terms]:
     """The loss of this rank's rows, and gradients in the parameters."""
     device = engine.device
-    whole = _Inputs(batch.images.to(device, non_blocking=True), batch.tokens.to(device, non_blocking=True))
-    size = recipe.micro_batch or len(whole.images)
-    parts = [_Inputs(*part) for part in zip(whole.images.split(size), whole.tokens.split(size), strict=True)]
+    parts = _parts(batch, device, recipe.micro_batch or len(batch.images))
     known, image_known, text_known = _known(engine, state, batch, parts)
 
     def embed(inputs: _Inputs) -> Features:
         with engine.autocast():
-            return model(inputs.images, inputs.tokens)._asdict()
+            return model(inputs.images, inputs.tokens, inputs.hard_tokens)._asdict()
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
         # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.
@@ -99,10 +101,19 @@ def _gradients(
         return terms.total, (pairs, terms)
 
     if len(parts) == 1:
-        total, result = loss(embed(whole))
+        total, result = loss(embed(parts[0]))
         engine.backward(total)
         return result
     return accumulate(embed, parts, loss, synchronised=gradient_sync(model), backward=engine.backward)
+
+
+def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:
+    """A batch in pieces of at most `size` rows, on the device."""
+    images, tokens = (tensor.to(device, non_blocking=True).split(size) for tensor in (batch.images, batch.tokens))
+    hard: tuple[Tensor | None, ...] = (None,) * len(images)
+    if batch.hard_tokens.numel():
+        hard = batch.hard_tokens.to(device, non_blocking=True).split(size)
+    return [_Inputs(*part) for part in zip(images, tokens, hard, strict=True)]
 
 
 def _known(

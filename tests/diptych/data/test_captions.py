@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.data.captions import CaptionConfig, CaptionView, choose, clean, read
+from diptych.data.captions import CaptionConfig, CaptionView, HardCaptionConfig, choose, choose_hard, clean, read
 from diptych.data.faults import UnusableSample
 from diptych.seeding import generator
 
@@ -55,3 +55,16 @@ def test_clean_text_has_no_control_characters_and_is_stable(text: str) -> None:
     assert clean(once, max_chars=40) == once
     assert len(once) <= 40
     assert not any(ord(character) < 32 for character in once)
+
+
+def test_hard_captions_are_drawn_from_their_column() -> None:
+    config = CaptionConfig(hard=HardCaptionConfig("wrong", count=3))
+    columns = {"txt": ("right",), "wrong": ("a", " b\n", "c", "d", "  ")}
+    rng = generator(0, "hard")
+    drawn = [choose_hard(columns, config, rng) for _ in range(50)]
+    assert all(len(set(texts)) == 3 for texts in drawn)
+    assert {text for texts in drawn for text in texts} == {"a", "b", "c", "d"}
+    assert choose_hard({"wrong": ("a",)}, config, rng) == ("a", "a", "a")
+    assert choose_hard(columns, CaptionConfig(), rng) == ()
+    with pytest.raises(UnusableSample, match="no_hard_caption"):
+        choose_hard({"txt": ("right",)}, config, rng)

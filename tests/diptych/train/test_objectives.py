@@ -1,5 +1,6 @@
 """Objectives inside training: state and parameters are saved, restored and shared; micro-batches change nothing."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import diptych.testing as make
 from diptych.config import dump, from_tree
+from diptych.data.loader import Feed, build_loader
 from diptych.errors import ConfigError
 from diptych.log import read_metrics
 from diptych.losses import objective
@@ -100,14 +103,54 @@ def test_micro_batches_train_the_same(size: int, shards: Path, tmp_path: Path) -
 
 def test_what_the_stream_does_not_bring_is_refused_before_training(shards: Path, tmp_path: Path) -> None:
     for tree, reason in (
-        ({"contrastive": {"targets": "same_label"}}, "labels"),
-        ({"contrastive": {"candidates": ["hard_captions"]}}, "hard_captions"),
-        ({"regularisers": ["image_grounded"]}, "hard_captions"),
+        ({"contrastive": {"targets": "same_label"}}, "the stream does not bring labels"),
+        ({"contrastive": {"candidates": ["hard_captions"]}}, "name their column in data.captions.hard"),
+        ({"regularisers": ["image_grounded"]}, "name their column in data.captions.hard"),
     ):
-        with pytest.raises(ConfigError, match=f"the stream does not bring {reason}"):
+        with pytest.raises(ConfigError, match=reason):
             loop.train(recipe(shards, tmp_path / "run", objective=tree))
     with pytest.raises(ConfigError, match="set ema_decay"):
         loop.train(recipe(shards, tmp_path / "run", objective=OBJECTIVES["queue"], ema_decay=None))
+
+
+@pytest.fixture
+def hard_shards(tmp_path: Path) -> Path:
+    """Two shards of ten samples with one to five hard captions each."""
+    for number in range(2):
+        keys = [f"s{number}{i}" for i in range(10)]
+        wrong = {key: [f"not {k} of {key}" for k in range(1 + i % 5)] for i, key in enumerate(keys)}
+        samples = [make.tiny_sample(key, hard=wrong[key]) for key in keys]
+        make.write_shard(tmp_path / "hard" / f"{number:06d}.tar", samples)
+    return tmp_path / "hard"
+
+
+HARD = {
+    "contrastive": {"candidates": ["hard_captions"]},
+    "regularisers": ["image_grounded", "text_grounded", "distillation"],
+}
+
+
+def test_hard_captions_of_the_data_are_trained_with(hard_shards: Path, tmp_path: Path) -> None:
+    captions = {"views": [{"columns": ["name"]}], "hard": {"column": "hard", "count": 3}}
+    data = {"shards": str(hard_shards), "lanes": 2, "workers": 0, "captions": captions}
+    whole = recipe(hard_shards, tmp_path / "whole", objective=HARD, data=data)
+    loop.train(whole)
+    loop.train(recipe(hard_shards, tmp_path / "parts", objective=HARD, data=data, micro_batch=3))
+    torch.testing.assert_close(losses(tmp_path / "parts"), losses(tmp_path / "whole"), atol=1e-4, rtol=1e-4)
+    rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert rows[0]["train/loss/image_grounded"] > 0.3
+    assert rows[-1]["train/loss/image_grounded"] < 0.1  # "not" gives them away
+    plain = recipe(hard_shards, tmp_path / "plain", data=data | {"captions": {"views": [{"columns": ["name"]}]}})
+    feeds = [Feed(8, 0, 1, 0, 16, dual_encoder.build(plain.model, seed=0).tokenizer) for _ in range(2)]
+    for with_hard, without in zip(
+        islice(build_loader(whole.data, feeds[0])._generate(None), 4),
+        islice(build_loader(plain.data, feeds[1])._generate(None), 4),
+        strict=True,
+    ):
+        assert with_hard.keys == without.keys  # they change nothing else
+        assert with_hard.images.equal(without.images)
+        assert with_hard.hard_tokens.shape == (8, 3, with_hard.tokens.shape[1])
+        assert without.hard_tokens.shape[1] == 0
 
 
 def saved_by_ranks(rank: int, tree: dict[str, Any]) -> dict[str, torch.Tensor]:
