@@ -72,7 +72,7 @@ from diptych.losses import Moment, Objective, ObjectiveConfig, Pairs
 objective = Objective(config, embed_dim=512)  # an nn.Module: train and save it with the model
 pairs = Pairs(image_features, text_features, logit_scale, known={"sample_ids": ids})
 terms = objective(pairs, Moment(step=step))  # terms.total, terms.scalars
-objective.after_step(pairs, Moment(step=step))
+objective.after_step(pairs)
 ```
 
 What a plug **needs** travels in `Pairs`: `known` (of pairs), `image_known`, `text_known`, `hard_captions`. In training

@@ -82,13 +82,13 @@ def merge(chunks: Sequence[Chunk], bad: Mapping[str, int]) -> Batch:
 
     # One length for right and hard captions, so that they can be embedded together.
     tokens, hard_tokens = (rows([getattr(chunk, name) for chunk in chunks]) for name in ("tokens", "hard_tokens"))
-    together = trim(torch.cat([tokens, hard_tokens.flatten(0, 1)])) if hard_tokens.numel() else trim(tokens)
+    together = trim(torch.cat([tokens, hard_tokens.flatten(0, 1)]))
     return Batch(
         images=rows([chunk.images for chunk in chunks]),
         tokens=together[: len(tokens)],
         keys=tuple(keys[i] for i in order),
         caption_ids=rows([chunk.caption_ids for chunk in chunks]),
-        hard_tokens=together[len(tokens) :].unflatten(0, hard_tokens.shape[:2]) if hard_tokens.numel() else hard_tokens,
+        hard_tokens=together[len(tokens) :].view(*hard_tokens.shape[:2], together.shape[1]),
         cursors=Cursors.merge([chunk.cursors for chunk in chunks]),
         bad=dict(bad),
     )

@@ -67,15 +67,29 @@ class _MergeLogSumExp(torch.autograd.Function):
 
 
 def _concatenated(local: Tensor, group: Group) -> Tensor:
-    gathered = local.new_empty((group.size * local.shape[0], *local.shape[1:]))
-    dist.all_gather(list(gathered.chunk(group.size)), local.contiguous(), group=group.handle)
+    gathered, work = _start_gather(local, group)
+    work.wait()
     return gathered
 
 
+def _start_gather(local: Tensor, group: Group) -> tuple[Tensor, Any]:
+    """Memory for the rows of all ranks, and what to wait for until they are there."""
+    gathered = local.new_empty((group.size * local.shape[0], *local.shape[1:]))
+    parts = list(gathered.chunk(group.size))
+    return gathered, dist.all_gather(parts, local.contiguous(), group=group.handle, async_op=True)
+
+
 def _reduce_scatter(whole: Tensor, group: Group) -> Tensor:
-    share = whole.new_empty((whole.shape[0] // group.size, *whole.shape[1:]))
-    dist.reduce_scatter(share, list(whole.contiguous().chunk(group.size)), group=group.handle)
+    share, work = _start_reduce_scatter(whole, group)
+    work.wait()
     return share
+
+
+def _start_reduce_scatter(whole: Tensor, group: Group) -> tuple[Tensor, Any]:
+    """Memory for this rank's share of the sum, and what to wait for until it is there."""
+    share = whole.new_empty((whole.shape[0] // group.size, *whole.shape[1:]))
+    parts = list(whole.contiguous().chunk(group.size))
+    return share, dist.reduce_scatter(share, parts, group=group.handle, async_op=True)
 
 
 def _exchanged(whole: Tensor, group: Group) -> Tensor:
@@ -104,11 +118,8 @@ class PendingGather:
     def __init__(self, local: Float[Tensor, "B D"], group: Group) -> None:
         self._group = group
         self._sent: Tensor | None = _Sent.apply(local, self)
-        detached = local.detach().contiguous()
-        gathered = detached.new_empty((group.size * len(detached), *detached.shape[1:]))
+        gathered, self._work = _start_gather(local.detach(), group)
         self._gathered: Tensor | None = gathered
-        parts = list(gathered.chunk(group.size))
-        self._work = dist.all_gather(parts, detached, group=group.handle, async_op=True)
 
     def wait(self) -> Float[Tensor, "G D"]:
         """The rows of all ranks in rank order; the own ones among them carry no gradient to this rank's `local`."""
@@ -125,9 +136,7 @@ class PendingGather:
 
     def start_sum(self, gradient: Tensor) -> Tensor:
         """Begins to add up the ranks' gradients; the result is complete after `finish_sum`."""
-        share = gradient.new_empty((len(gradient) // self._group.size, *gradient.shape[1:]))
-        parts = list(gradient.contiguous().chunk(self._group.size))
-        self._work = dist.reduce_scatter(share, parts, group=self._group.handle, async_op=True)
+        share, self._work = _start_reduce_scatter(gradient, self._group)
         return share
 
     def finish_sum(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diptych.distributed.collectives import all_gather, all_gather_rows
 from diptych.distributed.groups import Group
-from diptych.losses.pairs import Modality, Side
+from diptych.losses.pairs import Modality, Side, known_of
 from diptych.losses.tiles import accumulation_dtype
 
 
@@ -76,14 +76,23 @@ class Pairs:
         return self.image_features if modality == "image" else self.text_features
 
     def side(self, modality: Modality, needs: tuple[str, ...] = ()) -> Side:
-        """This rank's images or texts as anchors, with those of the `needs` that are known."""
+        """This rank's images or texts as anchors. Raises ConfigError when one of the `needs` is not known."""
         features = self.features(modality)
-        everything = {**self.known, **(self.image_known if modality == "image" else self.text_known)}
-        dtype = accumulation_dtype(features)
-        info = {name: everything[name] for name in needs if name in everything}
-        info = {name: value.to(dtype) if value.is_floating_point() else value for name, value in info.items()}
         number = torch.arange(len(features), device=features.device)
-        return Side(modality, features.to(dtype), number, len(features), info)
+        features = features.to(accumulation_dtype(features))
+        return Side(modality, features, number, len(features), self.info(modality, needs))
+
+    def info(self, modality: Modality, needs: tuple[str, ...]) -> dict[str, Tensor]:
+        """What is known of the images or texts, by name. Raises ConfigError when one of the `needs` is not."""
+        everything = {**self.known, **(self.image_known if modality == "image" else self.text_known)}
+        dtype = accumulation_dtype(self.image_features)
+        found = {name: known_of(modality, everything, name) for name in needs}
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in found.items()}
+
+    @property
+    def bias(self) -> Float[Tensor, ""]:
+        """The logit bias; 0 where there is none."""
+        return self.logit_bias if self.logit_bias is not None else self.logit_scale.new_zeros(())
 
 
 def gathered(side: Side, group: Group) -> Side:

@@ -69,18 +69,14 @@ class ContrastiveLoss(nn.Module):
             ConfigError: a plug needs what the batch does not bring.
         """
         pairs.check()
-        for modality in ("image", "text"):
-            side = pairs.side(modality, self.needs)
-            for name in self.needs:
-                _ = side[name]
         with torch.autocast(pairs.image_features.device.type, enabled=False):
             losses = self._plain(pairs, group) if self.config.is_plain else self._composed(pairs, group, moment)
             return self._weighted(losses, pairs, group, moment)
 
-    def after_step(self, pairs: Pairs, group: Group) -> None:
+    def after_step(self, pairs: Pairs) -> None:
         """Lets queues take note of a batch whose loss has been computed. Every rank of the world must call."""
         for plug in self._plugs.candidates:
-            plug.after_step(pairs, group)
+            plug.after_step(pairs)
 
     # --- CLIP's and SigLIP's own -----------------------------------------------------------------------------------
 
@@ -102,7 +98,7 @@ class ContrastiveLoss(nn.Module):
         found: list[AnchorLosses] = []
         for layout in layouts:
             grids = [self._prepared(head, moment) for head in plugs.similarity.heads(layout.grid)]
-            found += [self._normaliser.losses(Layout(grid, layout.local), plugs, moment) for grid in grids]
+            found += [self._normaliser.losses(Layout(grid, layout.local), plugs) for grid in grids]
         return _mean_by_modality(found)
 
     def _layouts(self, pairs: Pairs, group: Group) -> list[Layout]:
@@ -115,12 +111,11 @@ class ContrastiveLoss(nn.Module):
     def _grid(self, pairs: Pairs, group: Group, rows: Modality, directions: Any) -> Grid:
         needs = self._plugs.needs
         dtype = accumulation_dtype(pairs.image_features)
-        bias = pairs.logit_bias if pairs.logit_bias is not None else pairs.logit_scale.new_zeros(())
         columns: Modality = "text" if rows == "image" else "image"
         return Grid(
             rows=numbered(pairs.side(rows, needs), group),
             columns=gathered(pairs.side(columns, needs), group),
-            shared={"logit_scale": pairs.logit_scale.to(dtype), "logit_bias": bias.to(dtype)},
+            shared={"logit_scale": pairs.logit_scale.to(dtype), "logit_bias": pairs.bias.to(dtype)},
             group=group,
             directions=directions,
             similarity=self._plugs.similarity,
@@ -130,8 +125,6 @@ class ContrastiveLoss(nn.Module):
 
     def _prepared(self, grid: Grid, moment: Moment) -> Grid:
         plugs = self._plugs
-        count = grid.rows.features.new_tensor(float(grid.columns.num_anchors))
-        grid = grid.share(num_candidates=count)
         for plug in (plugs.similarity, plugs.temperature, plugs.targets, *plugs.weights, plugs.denominator):
             grid = plug.prepare(grid, moment)
         return grid
@@ -139,8 +132,8 @@ class ContrastiveLoss(nn.Module):
     def _weighted(self, losses: AnchorLosses, pairs: Pairs, group: Group, moment: Moment) -> Tensor:
         means = []
         for modality, of_anchors in losses.items():
-            anchors = pairs.side(modality, self._plugs.sample_weight.needs)
-            means.append((self._plugs.sample_weight(of_anchors.detach(), anchors, group, moment) * of_anchors).mean())
+            known = pairs.info(modality, self._plugs.sample_weight.needs)
+            means.append((self._plugs.sample_weight(of_anchors.detach(), known, group, moment) * of_anchors).mean())
         return torch.stack(means).mean()
 
 
@@ -193,8 +186,7 @@ def _plain_two_sided(pairs: Pairs, group: Group) -> AnchorLosses:
 
 
 def _plain_sigmoid(pairs: Pairs, group: Group) -> Tensor:
-    bias = pairs.logit_bias if pairs.logit_bias is not None else pairs.logit_scale.new_zeros(())
-    image, text, scale = pairs.image_features, pairs.text_features, pairs.logit_scale
+    image, text, scale, bias = pairs.image_features, pairs.text_features, pairs.logit_scale, pairs.bias
     pending = PendingGather(text, group) if group.size > 1 else None
     sums, own = softplus_of_pairs(image, text, scale, bias, _partners(pairs, ALONE))
     if pending is not None:

@@ -52,12 +52,8 @@ def scaled(tile: Tile) -> Float[Tensor, "R C"]:
     return tile.similarity * tile.shared["logit_scale"]
 
 
-@dataclass(frozen=True)
-class Anchored:
-    """What was found of every anchor, by kind: of this rank's rows, and of this rank's columns."""
-
-    rows: tuple[Float[Tensor, " B"], ...]
-    columns: tuple[Float[Tensor, " B"], ...]
+Anchored = Mapping[Direction, tuple[Float[Tensor, " B"], ...]]
+"""What was found of every anchor, by kind: of this rank's rows, of this rank's columns, where these were asked for."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +84,12 @@ class Grid:
         """
         tensors, spec = _pack(self, fold, kinds, symmetric=symmetric and self.symmetric_logits)
         found = list(_Reduce.apply(spec, *tensors))
-        by_direction: dict[Direction, tuple[Tensor, ...]] = {"rows": (), "columns": ()}
+        by_direction: dict[Direction, tuple[Tensor, ...]] = {}
         if "rows" in self.directions:
             by_direction["rows"] = tuple(found.pop(0) for _ in kinds)
         if "columns" in self.directions:
             by_direction["columns"] = tuple(merge(found.pop(0), kind, self.group) for kind in kinds)
-        return Anchored(**by_direction)
+        return by_direction
 
     def know(self, name: str, *, rows: Tensor | None = None, columns: Tensor | None = None) -> Self:
         """The same with something more known of the anchors; `columns` are this rank's own [B, ...] and are gathered.
@@ -114,6 +110,10 @@ class Grid:
             return self.rows.cut(slice(0, self.rows.num_anchors))
         count = self.columns.num_anchors // self.group.size
         return self.columns.cut(slice(self.group.rank * count, (self.group.rank + 1) * count))
+
+    def num_candidates(self, direction: Direction) -> int:
+        """Candidates of an anchor, those of all ranks and those that are no anchors included."""
+        return len(self.columns) if direction == "rows" else len(self.rows) * self.group.size
 
     def own_of(self, modality: Modality) -> Side:
         """This rank's own images, or its own texts."""

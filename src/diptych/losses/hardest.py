@@ -1,7 +1,7 @@
 """The most similar candidates of every anchor, without storing all pairs."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -13,19 +13,27 @@ from diptych.losses.grid import Grid
 from diptych.losses.pairs import Direction, Side, Tile
 
 
+@dataclass(frozen=True)
+class Hardest:
+    """The nearest candidates of this rank's anchors, nearest first."""
+
+    similarity: Float[Tensor, "B K"]
+    place: Int[Tensor, "B K"]
+    """Where among the `candidates`."""
+    candidates: Side
+    """All there are, without gradient."""
+
+
 @torch.no_grad()
-def hardest(
-    grid: Grid, direction: Direction, count: int, *, allowed: Callable[[Tile], Tensor]
-) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
-    """The `count` largest similarities of each of this rank's anchors among the allowed candidates, largest first, and
-    the candidates' places on the other side (as `everyone` gives it).
+def hardest(grid: Grid, direction: Direction, count: int, *, allowed: Callable[[Tile], Tensor]) -> Hardest:
+    """The `count` most similar allowed candidates of each of this rank's anchors.
 
     Where fewer are allowed, the rest is -inf. Every rank of the group must call.
 
     Args:
         allowed: which entries of a tile may be chosen: [R, C] booleans.
     """
-    anchors, candidates = grid.anchors(direction), everyone(grid, direction)
+    anchors, candidates = grid.anchors(direction), _everyone(grid, direction)
     values = anchors.features.new_full((len(anchors), count), -torch.inf)
     places = torch.zeros((len(anchors), count), dtype=torch.long, device=values.device)
     height, width = tiles.shape_on(values.device)
@@ -37,14 +45,14 @@ def hardest(
             best = torch.cat([values[rows], offered], 1).topk(count, dim=1)
             values[rows] = best.values
             places[rows] = torch.cat([places[rows], numbers], 1).gather(1, best.indices)
-    return values, places
+    return Hardest(values, places, candidates)
 
 
-def everyone(grid: Grid, direction: Direction) -> Side:
+def _everyone(grid: Grid, direction: Direction) -> Side:
     """All candidates of this rank's anchors: the columns, or the rows of all ranks, without gradient."""
-    side = grid.columns if direction == "rows" else grid.rows
     if direction == "rows":
-        return replace(side, features=side.features.detach())
+        return replace(grid.columns, features=grid.columns.features.detach())
+    side = grid.rows
     info = {name: all_gather_rows(value, grid.group) for name, value in side.info.items()}
     features, number = all_gather_rows(side.features, grid.group), all_gather_rows(side.number, grid.group)
     return replace(side, features=features, number=number, info=info)

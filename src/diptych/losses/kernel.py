@@ -27,14 +27,14 @@ cuBLAS products follow `torch.backends.cuda.matmul`, as the PyTorch form's do.
 """
 
 # ruff: noqa: PLR0913 - a kernel takes its pointers one by one
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from diptych.losses.kernel_programs import (
@@ -46,6 +46,7 @@ from diptych.losses.kernel_programs import (
     softmax_pairs_kernel,
     softmax_statistics_kernel,
 )
+from diptych.losses.tiles import Partner, partner_dots, spans
 
 LOG2_E = 1.4426950408889634
 
@@ -101,7 +102,7 @@ def softmax_statistics(
     row_sums, column_sums = row_lse.new_empty(across * height), row_lse.new_empty(down * width)
     peaks = row_lse.new_empty(down * across)
     with torch.cuda.device_of(rows):
-        for r, c in product(_chunks(len(rows), height), _chunks(len(columns), width)):
+        for r, c in product(spans(len(rows), height), spans(len(columns), width)):
             sums = (row_sums, column_sums, peaks, 2.0**-tiling.shared_bits)
             _launch(softmax_statistics_kernel, tiling, rows[r], columns[c], bits, *sums)
             down, across = _ceil(len(rows[r]), tiling.rows), _ceil(len(columns[c]), tiling.columns)
@@ -119,7 +120,7 @@ def softmax_gradients(
     row_grad: Float[Tensor, " B"],
     col_grad: Float[Tensor, " G"],
     *,
-    partner: tuple[Int[Tensor, " B"], Float[Tensor, " B"]] | None = None,
+    partner: Partner | None = None,
     tiling: Tiling | None = None,
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "G D"]]:
     """d_rows = scale P @ columns and d_columns = scale P^T @ rows, in float32.
@@ -150,7 +151,7 @@ def softmax_gradients(
 
     value = None
     if partner is not None:
-        at, z = partner[0].clamp_min(0), _partner_dots(rows, columns, partner[0]) * bits
+        at, z = partner[0].clamp_min(0), partner_dots(rows, columns, partner[0]) * bits
         value = row_side.grad * torch.exp2(z - row_side.lse) - partner[1] * gain
         value += column_side.grad[at] * torch.exp2(z - column_side.lse[at])
     d_rows, d_columns = _multiply_pairs(rows, columns, tiling, write, partner and (partner[0], value))
@@ -172,7 +173,7 @@ def sigmoid_statistics(
     height, width = min(tiling.statistics_chunk, len(rows)), min(tiling.statistics_chunk, len(columns))
     sums = total.new_empty(_ceil(width, tiling.columns) * height)
     with torch.cuda.device_of(rows):
-        for r, c in product(_chunks(len(rows), height), _chunks(len(columns), width)):
+        for r, c in product(spans(len(rows), height), spans(len(columns), width)):
             _launch(sigmoid_statistics_kernel, tiling, rows[r], columns[c], bits, bias, sums)
             across = _ceil(len(columns[c]), tiling.columns)
             total[r] += sums[: across * len(rows[r])].view(across, -1).sum(0)
@@ -187,7 +188,7 @@ def sigmoid_gradients(
     bias: Float[Tensor, ""],
     row_grad: Float[Tensor, " B"],
     *,
-    partner: tuple[Int[Tensor, " B"], Float[Tensor, " B"]] | None = None,
+    partner: Partner | None = None,
     tiling: Tiling | None = None,
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "G D"], Float[Tensor, ""]]:
     """d_rows and d_columns as in `softmax_gradients` (see `partner` there), and d_bias, the sum of P.
@@ -208,7 +209,7 @@ def sigmoid_gradients(
 
     value, taken = None, weight.new_zeros(())
     if partner is not None:
-        z = _partner_dots(rows, columns, partner[0]) * bits + bias
+        z = partner_dots(rows, columns, partner[0]) * bits + bias
         value = weight / (1 + torch.exp2(-z)) - partner[1] * gain
         taken = torch.where(partner[0] >= 0, partner[1], 0).sum()
     d_rows, d_columns = _multiply_pairs(rows, columns, tiling, write, partner and (partner[0], value))
@@ -226,16 +227,12 @@ def _ceil(length: int, tile: int) -> int:
     return -(-length // tile)
 
 
-def _chunks(length: int, side: int) -> Iterator[slice]:
-    return (slice(start, min(start + side, length)) for start in range(0, length, side))
-
-
 def _spoilt(features: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """0 for a finite row, NaN for another."""
     return 0 * features.sum(1, dtype=torch.float32)
 
 
-def _gain(dtype: torch.dtype, grads: list[Tensor], partner: tuple[Tensor, Tensor] | None) -> Float[Tensor, ""]:
+def _gain(dtype: torch.dtype, grads: list[Tensor], partner: Partner | None) -> Float[Tensor, ""]:
     """The factor that P carries: in float16 2^14 / max |grad|, so that |P| < 2^16 and 10^-9 of the largest is normal.
 
     Of a mean over 10^6 rows, all of P would lie below float16's 6e-8. bfloat16 and float32 have the range.
@@ -272,12 +269,6 @@ class _Side:
         return self.lse[chunk], self.grad[chunk], self.weight[chunk], self.top[chunk.start // self.tile :]
 
 
-def _partner_dots(rows: Tensor, columns: Tensor, partner: Tensor) -> Float[Tensor, " B"]:
-    """<rows_i, columns_{partner_i}> in float32; chunks, since float32 copies of everything would double the memory."""
-    parts = [rows[r].float() * columns[partner[r].clamp_min(0)].float() for r in _chunks(len(rows), 16384)]
-    return torch.cat([part.sum(1) for part in parts])
-
-
 def _multiply_pairs(
     rows: Tensor, columns: Tensor, tiling: Tiling, write: Callable[[slice, slice, Tensor], None], partner: Any
 ) -> tuple[Tensor, Tensor]:
@@ -288,7 +279,7 @@ def _multiply_pairs(
     pitch = _ceil(width, 64) * 64
     buffer = rows.new_empty(height, pitch)
     with torch.cuda.device_of(rows):
-        for r, c in product(_chunks(len(rows), height), _chunks(len(columns), width)):
+        for r, c in product(spans(len(rows), height), spans(len(columns), width)):
             pairs = buffer[: len(rows[r]), : len(columns[c])]
             write(r, c, pairs)
             if partner is not None:

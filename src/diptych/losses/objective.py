@@ -80,9 +80,9 @@ class Objective(nn.Module):
             scalars[term.choice_name] = value.detach()
         return Terms(total, scalars | {"total": total.detach()})
 
-    def after_step(self, pairs: Pairs, moment: Moment) -> None:
+    def after_step(self, pairs: Pairs) -> None:
         """Lets queues take note of a batch whose loss has been computed. Every rank must call."""
-        self.contrastive.after_step(pairs, self.groups.at(moment.step))
+        self.contrastive.after_step(pairs)
 
     def whole_state(self) -> dict[str, Tensor]:
         """State and parameters by name, tables of samples put together from all ranks. Every rank must call."""
@@ -106,7 +106,7 @@ class Objective(nn.Module):
 def _unused(pairs: Pairs) -> Float[Tensor, ""]:
     """A zero that scale and bias take part in: data-parallel wrappers wait for a gradient of every parameter, and some
     temperatures and denominators give these none."""
-    return 0 * (pairs.logit_scale + (pairs.logit_bias if pairs.logit_bias is not None else 0))
+    return 0 * (pairs.logit_scale + pairs.bias)
 
 
 def build(config: ObjectiveConfig, *, embed_dim: int, seed: int) -> Objective:

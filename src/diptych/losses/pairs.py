@@ -14,6 +14,13 @@ Direction = Literal["rows", "columns"]
 OPPOSITE: tuple[tuple[Modality, Modality], ...] = (("image", "text"), ("text", "image"))
 
 
+def known_of(modality: Modality, info: Mapping[str, Tensor], name: str) -> Tensor:
+    """What is known under a name. Raises ConfigError when nobody gave it."""
+    if name not in info:
+        raise ConfigError(f"{name} of the {modality}s is not known · contrastive loss · pass it along")
+    return info[name]
+
+
 @dataclass(frozen=True)
 class Side:
     """The rows, or the columns, of the matrix of all pairs: anchors first, then candidates that are nobody's anchor."""
@@ -33,9 +40,7 @@ class Side:
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor with leading axis N. Raises ConfigError when nobody gave it."""
-        if name not in self.info:
-            raise ConfigError(f"{name} of the {self.modality}s is not known · contrastive loss · pass it along")
-        return self.info[name]
+        return known_of(self.modality, self.info, name)
 
     def cut(self, at: slice) -> Self:
         """A part of it."""

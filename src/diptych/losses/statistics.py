@@ -95,17 +95,12 @@ class _Softplus(torch.autograd.Function):
 
 
 def _partner_logits(rows: Tensor, columns: Tensor, scale: Tensor, partner: Tensor) -> Tensor:
-    """z of each row with its partner, 0 where it has none; in blocks, for the sake of memory."""
-    dtype = tiles.accumulation_dtype(rows)
-    dots = [
-        torch.linalg.vecdot(rows[at].to(dtype), columns[partner[at].clamp(min=0)].to(dtype))
-        for at in tiles.spans(len(rows), tiles.shape_on(rows.device)[0])
-    ]
-    return torch.where(partner < 0, 0.0, torch.cat(dots) * scale.to(dtype))
+    """z of each row with its partner, 0 where it has none."""
+    dots = tiles.partner_dots(rows, columns, partner)
+    return torch.where(partner < 0, 0.0, dots * scale.to(dots.dtype))
 
 
 def _scale_gradient(rows: Tensor, d_rows: Tensor, scale: Tensor) -> Tensor:
     """Σ_ij P_ij x_ij without another pass over the pairs: Σ_i ⟨row_i, d_row_i⟩ = scale · Σ_ij P_ij x_ij."""
-    pieces = tiles.spans(len(rows), tiles.shape_on(rows.device)[0])
-    dots = [torch.linalg.vecdot(rows[at].to(d_rows.dtype), d_rows[at]) for at in pieces]
+    dots = [torch.linalg.vecdot(rows[at].to(d_rows.dtype), d_rows[at]) for at in tiles.row_spans(rows)]
     return (torch.cat(dots).sum() / scale.to(d_rows.dtype)).to(scale.dtype)

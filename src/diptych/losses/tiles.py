@@ -55,6 +55,22 @@ def shape_on(device: torch.device) -> tuple[int, int]:
     return ROW_BLOCK * factor, COLUMN_BLOCK * factor
 
 
+def row_spans(features: Tensor) -> Iterator[slice]:
+    """Pieces as high as a tile: what is computed row by row needs no more memory than a tile."""
+    return spans(len(features), shape_on(features.device)[0])
+
+
+def partner_dots(
+    rows: Float[Tensor, "B D"], columns: Float[Tensor, "G D"], partner: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """⟨row_i, column of its partner⟩; where partner is negative, of any column."""
+    dtype = accumulation_dtype(rows)
+    dots = [
+        torch.linalg.vecdot(rows[at].to(dtype), columns[partner[at].clamp(min=0)].to(dtype)) for at in row_spans(rows)
+    ]
+    return torch.cat(dots)
+
+
 def accumulation_dtype(features: Tensor) -> torch.dtype:
     """Float64 for float64, else float32."""
     return torch.float64 if features.dtype == torch.float64 else torch.float32
@@ -220,7 +236,7 @@ class _Products:
     def gradients(self, partner: Partner | None) -> tuple[Tensor, Tensor]:
         """What has been added up, for both sides, and what partners take from it."""
         if partner is not None:
-            for at in spans(len(self._rows), shape_on(self._rows.device)[0]):
+            for at in row_spans(self._rows):
                 self._take(at, partner[0][at], partner[1][at])
         return self._d_rows.mul_(self._scale), self._d_columns.mul_(self._scale)
 

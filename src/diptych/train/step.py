@@ -45,7 +45,7 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     grad_norm = _clip(recipe.optim.grad_clip_norm, state.model, state.objective)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    state.objective.after_step(pairs, moment)
+    state.objective.after_step(pairs)
     state.model.clamp_logit_scale()
     if state.ema is not None:
         state.ema.update(state.model)

@@ -612,7 +612,7 @@ def test_queue_holds_earlier_batches_and_never_the_own_sample() -> None:
             return cross_entropy(data.scale * a @ theirs.T, target, dropped(skipped))
 
         compare(loss(pairs, ALONE, data.moment), both(data, direction), data.leaves)
-        loss.after_step(pairs, ALONE)
+        loss.after_step(pairs)
         queue_image = torch.cat([queue_image, data.teacher_image])[-7:]
         queue_text = torch.cat([queue_text, data.teacher_text])[-7:]
         queue_ids = torch.cat([queue_ids, ids])[-7:]

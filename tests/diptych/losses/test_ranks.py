@@ -110,7 +110,7 @@ def trained_steps(rank: int, world: int, tree: dict[str, Any], steps: int = 2) -
         gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         found["losses"].append(total.item())
         found["gradients"].append(gradients)
-        objective.after_step(pairs, moment)
+        objective.after_step(pairs)
     found["state"] = objective.whole_state()
     return found
 

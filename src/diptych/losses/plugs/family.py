@@ -24,14 +24,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diptych.config import Choice
 from diptych.distributed.groups import Group
 from diptych.losses.batch import Moment, Pairs
 from diptych.losses.grid import Grid
-from diptych.losses.pairs import Direction, Modality, Side, Tile
+from diptych.losses.pairs import Direction, Side, Tile
 
 
 class Plug:
@@ -118,7 +118,7 @@ class Candidates(Plug, Choice):
         """-inf where one of its candidates must not meet an anchor; None where none of them is in the tile."""
         return None
 
-    def after_step(self, pairs: Pairs, group: Group) -> None:
+    def after_step(self, pairs: Pairs) -> None:
         """Takes note of the batch, when its loss has been computed. Every rank of the world calls."""
 
 
@@ -126,7 +126,7 @@ class Candidates(Plug, Choice):
 class AnchorSums:
     """What the candidates of each anchor add up to."""
 
-    modality: Modality
+    anchors: Side
     log_sum: Float[Tensor, " B"]
     """log Σ_k w_ik exp(z_ik)."""
     positive: Float[Tensor, " B"]
@@ -135,7 +135,6 @@ class AnchorSums:
     """How many of them have a weight above 0; all of them unless a denominator `wants_count`."""
     mean_logit: Float[Tensor, " B"] | None
     """Σ_k p_ik z_ik with p_ik = w_ik exp(z_ik) / Σ; where a denominator `wants_mean_logit`."""
-    sample_ids: Int[Tensor, " B"] | None
     logit_scale: Float[Tensor, ""]
 
 
@@ -148,7 +147,7 @@ class Denominator(Plug, Choice):
     """Whether it uses `AnchorSums.num_candidates` where candidates may be dropped."""
     wants_mean_logit: ClassVar[bool] = False
 
-    def losses(self, sums: AnchorSums, moment: Moment) -> Float[Tensor, " B"]:
+    def losses(self, sums: AnchorSums) -> Float[Tensor, " B"]:
         """The loss of each anchor. Every rank of the world calls, images before texts."""
         raise NotImplementedError
 
@@ -156,7 +155,9 @@ class Denominator(Plug, Choice):
 class SampleWeight(Plug, Choice):
     """How much an anchor counts."""
 
-    def __call__(self, losses: Float[Tensor, " B"], anchors: Side, group: Group, moment: Moment) -> Float[Tensor, " B"]:
+    def __call__(
+        self, losses: Float[Tensor, " B"], known: Mapping[str, Tensor], group: Group, moment: Moment
+    ) -> Float[Tensor, " B"]:
         """Factors α without gradient, of mean 1 over the group unless the plug says otherwise."""
         raise NotImplementedError
 

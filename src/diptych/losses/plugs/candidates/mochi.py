@@ -11,7 +11,7 @@ from torch import Tensor
 from diptych.distributed.groups import Group
 from diptych.losses.batch import Moment, Pairs
 from diptych.losses.grid import Grid
-from diptych.losses.hardest import everyone, hardest
+from diptych.losses.hardest import hardest
 from diptych.losses.pairs import Direction
 from diptych.losses.plugs.candidates.hard_captions import add_local
 from diptych.losses.plugs.family import Candidates, Layout
@@ -62,11 +62,11 @@ class Mochi(Candidates, name="mochi"):
     @torch.no_grad()
     def points(self, grid: Grid, direction: Direction, moment: Moment) -> Float[Tensor, "B K D"] | None:
         """The synthetic negatives of this rank's anchors; None where there are no negatives to mix."""
-        anchors, candidates = grid.anchors(direction), everyone(grid, direction)
-        count = min(self.hardest, len(candidates) - 1)
+        anchors = grid.anchors(direction)
+        count = min(self.hardest, grid.num_candidates(direction) - 1)
         if count < 1:
             return None
-        _, places = hardest(grid, direction, count, allowed=lambda tile: ~tile.own())
+        found = hardest(grid, direction, count, allowed=lambda tile: ~tile.own())
         rng = generator(moment.seed, "mochi", moment.step, anchors.modality)
         total = len(anchors) * grid.group.size
         own = slice(grid.group.rank * len(anchors), (grid.group.rank + 1) * len(anchors))
@@ -77,7 +77,7 @@ class Mochi(Candidates, name="mochi"):
 
         def picked(number: int) -> Tensor:
             chosen = drawn(rng.integers(0, count, (total, number)))
-            return candidates.features[places.gather(1, chosen)]
+            return found.candidates.features[found.place.gather(1, chosen)]
 
         share = drawn(rng.random((total, self.mixed, 1))).to(anchors.features.dtype)
         between = share * picked(self.mixed) + (1 - share) * picked(self.mixed)

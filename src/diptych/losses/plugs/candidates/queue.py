@@ -90,7 +90,7 @@ class FeatureQueue(nn.Module, Candidates):
         return torch.zeros_like(tile.logits).masked_fill_(older_self(tile), -torch.inf)
 
     @torch.no_grad()
-    def after_step(self, pairs: Pairs, group: Group) -> None:
+    def after_step(self, pairs: Pairs) -> None:
         """The batch of all ranks enters, whatever their groups, and the oldest entries leave."""
         world = world_group()
         own_image, own_text = pairs.side("image", self.needs), pairs.side("text", self.needs)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.losses.batch import Moment
 from diptych.losses.plugs.family import AnchorSums, Denominator
 
 
@@ -21,6 +20,6 @@ class Exact(Denominator, name="exact"):
     Verified: equals open_clip's ClipLoss.
     """
 
-    def losses(self, sums: AnchorSums, moment: Moment) -> Float[Tensor, " B"]:
+    def losses(self, sums: AnchorSums) -> Float[Tensor, " B"]:
         """Cross-entropy."""
         return sums.log_sum - sums.positive

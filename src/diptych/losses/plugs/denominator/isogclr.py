@@ -31,7 +31,6 @@ class Isogclr(Denominator, name="isogclr"):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("sample_ids",)
-    drops_own: ClassVar[bool] = True
     num_samples: int = 1_000_000
     """Slots of the table."""
     gamma: float = 0.8
@@ -79,18 +78,18 @@ class PersonalTemperatures(nn.Module, Denominator):
         self.text = SampleTable(config.num_samples, (-math.inf, config.start, 0.0))
 
     def prepare(self, grid: Grid, moment: Moment) -> Grid:
-        """Temperatures of all anchors, the means of h that their gradients need, and logits at these temperatures."""
+        """Temperatures of all anchors, and logits at these temperatures."""
         image = self.image.look_up(grid.own_of("image")["sample_ids"])[:, 1].to(grid.rows.features.dtype)
         text = self.text.look_up(grid.own_of("text")["sample_ids"])[:, 1].to(grid.rows.features.dtype)
         rows, columns = (image, text) if grid.rows.modality == "image" else (text, image)
         grid = grid.know("temperatures", rows=rows, columns=columns)
         return replace(grid, logits=personal, symmetric_logits=False)
 
-    def losses(self, sums: AnchorSums, moment: Moment) -> Float[Tensor, " B"]:
+    def losses(self, sums: AnchorSums) -> Float[Tensor, " B"]:
         """As `sogclr`; moves u, v and τ. Every rank of the world must call."""
-        config, table = self._config, self.image if sums.modality == "image" else self.text
-        assert sums.sample_ids is not None, "needs names sample_ids"
-        log_old, temperature, velocity = table.look_up(sums.sample_ids).to(sums.log_sum.dtype).unbind(1)
+        config, table = self._config, self.image if sums.anchors.modality == "image" else self.text
+        ids = sums.anchors["sample_ids"]
+        log_old, temperature, velocity = table.look_up(ids).to(sums.log_sum.dtype).unbind(1)
         log_g, some = log_mean(sums)
         log_u = averaged(log_old, log_g.detach(), config.gamma)
         ratio = (log_g.detach() - log_u).exp()
@@ -100,7 +99,7 @@ class PersonalTemperatures(nn.Module, Denominator):
         moved = (temperature - config.step_size * new_velocity).clamp(config.minimum, config.maximum)
         if torch.is_grad_enabled():  # measuring a loss is no visit
             before, after = ((log_old, temperature, velocity), (log_u, moved, new_velocity))
-            table.store(sums.sample_ids, torch.where(some[:, None], torch.stack(after, 1), torch.stack(before, 1)))
+            table.store(ids, torch.where(some[:, None], torch.stack(after, 1), torch.stack(before, 1)))
         return torch.where(some, ratio * log_g * temperature, 0.0)
 
 

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from diptych.losses.batch import Moment
 from diptych.losses.plugs.family import AnchorSums, Denominator
 from diptych.losses.table import SampleTable
 
@@ -29,7 +28,6 @@ class Sogclr(Denominator, name="sogclr"):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("sample_ids",)
-    drops_own: ClassVar[bool] = True
     num_samples: int = 1_000_000
     """Slots of the table: at least the number of samples, or hashed ids will share some."""
     gamma: float = 0.8
@@ -59,14 +57,15 @@ class MovingAverage(nn.Module, Denominator):
         self.image = SampleTable(config.num_samples, (-math.inf,))
         self.text = SampleTable(config.num_samples, (-math.inf,))
 
-    def losses(self, sums: AnchorSums, moment: Moment) -> Float[Tensor, " B"]:
+    def losses(self, sums: AnchorSums) -> Float[Tensor, " B"]:
         """Losses whose gradient is the one above; their value is τ·g/u·log g. Every rank of the world must call."""
-        table = self.image if sums.modality == "image" else self.text
+        table = self.image if sums.anchors.modality == "image" else self.text
+        ids = sums.anchors["sample_ids"]
         log_g, some = log_mean(sums)
-        log_old = table.look_up(_ids(sums))[:, 0]
+        log_old = table.look_up(ids)[:, 0]
         log_u = averaged(log_old, log_g.detach(), self._gamma)
         if torch.is_grad_enabled():  # measuring a loss is no visit
-            table.store(_ids(sums), torch.where(some, log_u, log_old)[:, None])
+            table.store(ids, torch.where(some, log_u, log_old)[:, None])
         return torch.where(some, (log_g.detach() - log_u).exp() * log_g, 0.0) / sums.logit_scale.detach()
 
 
@@ -81,8 +80,3 @@ def averaged(log_old: Float[Tensor, " B"], log_new: Float[Tensor, " B"], gamma: 
     kept = math.log1p(-gamma) if gamma < 1 else -math.inf
     mixed = torch.logaddexp(log_old + kept, log_new + math.log(gamma))
     return torch.where(log_old == -math.inf, log_new, mixed)
-
-
-def _ids(sums: AnchorSums) -> Tensor:
-    assert sums.sample_ids is not None, "needs names sample_ids"
-    return sums.sample_ids

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diptych.losses.batch import Moment
 from diptych.losses.composition import Composition
 from diptych.losses.pairs import Tile
 from diptych.losses.plugs.family import Layout
-from diptych.losses.plugs.normaliser.family import AnchorLosses, Normaliser
+from diptych.losses.plugs.normaliser.family import AnchorLosses, Normaliser, over_targets
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class DecoupledSoftmax(Normaliser, name="decoupled_softmax"):
     Verified: dense float64; one positive each equals `softmax`.
     """
 
-    def losses(self, layout: Layout, plugs: Composition, moment: Moment) -> AnchorLosses:
+    def losses(self, layout: Layout, plugs: Composition) -> AnchorLosses:
         """Both directions' anchors."""
         grid = layout.grid
 
@@ -41,10 +40,6 @@ class DecoupledSoftmax(Normaliser, name="decoupled_softmax"):
             return (right * softplus, right)
 
         found = grid.reduce(negatives, ("logsumexp",), symmetric=plugs.symmetric)
-        known = {direction: getattr(found, direction)[0] for direction in grid.directions}
+        known = {direction: found[direction][0] for direction in grid.directions}
         found = grid.know("negatives", **known).reduce(positives, ("sum", "sum"))
-        losses = {}
-        for direction in grid.directions:
-            loss, share = getattr(found, direction)
-            losses[grid.anchors(direction).modality] = loss / share
-        return losses
+        return over_targets(grid, found)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diptych.config import Choice
-from diptych.losses.batch import Moment
 from diptych.losses.composition import Composition
+from diptych.losses.grid import Anchored, Grid
 from diptych.losses.pairs import Direction, Modality
 from diptych.losses.plugs.family import Layout, Plug
 
@@ -22,6 +22,11 @@ class Normaliser(Plug, Choice):
     directions: ClassVar[tuple[Direction, ...]] = ("rows", "columns")
     """Whose anchors have losses."""
 
-    def losses(self, layout: Layout, plugs: Composition, moment: Moment) -> AnchorLosses:
+    def losses(self, layout: Layout, plugs: Composition) -> AnchorLosses:
         """The loss of each anchor. Every rank of the group calls."""
         raise NotImplementedError
+
+
+def over_targets(grid: Grid, found: Anchored) -> AnchorLosses:
+    """Losses that were summed with their targets, over the sums of the targets."""
+    return {grid.anchors(direction).modality: loss / targets for direction, (loss, targets) in found.items()}

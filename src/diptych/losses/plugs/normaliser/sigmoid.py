@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.losses.batch import Moment
 from diptych.losses.composition import Composition
 from diptych.losses.pairs import Direction, Tile
 from diptych.losses.plugs.family import Layout
@@ -29,16 +28,15 @@ class Sigmoid(Normaliser, name="sigmoid"):
 
     directions: ClassVar[tuple[Direction, ...]] = ("rows",)
 
-    def losses(self, layout: Layout, plugs: Composition, moment: Moment) -> AnchorLosses:
+    def losses(self, layout: Layout, plugs: Composition) -> AnchorLosses:
         """The images'."""
 
         def fold(tile: Tile) -> Sequence[Tensor]:
             logits = tile.logits + tile.shared["logit_bias"]
             right = plugs.targets(tile)
             loss = -F.logsigmoid(-logits) if right is None else -F.logsigmoid(-logits) - right * logits
-            if plugs.has_weights:
-                loss = loss * (plugs.energy(tile) - tile.logits).exp()
-            return (loss,)
+            energy = plugs.energy(tile)
+            return (loss if energy is tile.logits else loss * (energy - tile.logits).exp(),)
 
         found = layout.grid.reduce(fold, ("sum",))
-        return {layout.grid.rows.modality: found.rows[0]}
+        return {layout.grid.rows.modality: found["rows"][0]}

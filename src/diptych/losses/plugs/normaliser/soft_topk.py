@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.errors import ConfigError
-from diptych.losses.batch import Moment
 from diptych.losses.composition import Composition
 from diptych.losses.grid import Grid
 from diptych.losses.pairs import Direction, Tile
 from diptych.losses.plugs.family import Layout
-from diptych.losses.plugs.normaliser.family import AnchorLosses, Normaliser
+from diptych.losses.plugs.normaliser.family import AnchorLosses, Normaliser, over_targets
 
 _BISECTIONS = 40
 
@@ -40,9 +39,9 @@ class SoftTopk(Normaliser, name="soft_topk"):
         if self.k < 1 or not self.sharpness > 0:
             raise ValueError(f"k must be at least 1 and sharpness positive, not {self.k} and {self.sharpness}")
 
-    def losses(self, layout: Layout, plugs: Composition, moment: Moment) -> AnchorLosses:
+    def losses(self, layout: Layout, plugs: Composition) -> AnchorLosses:
         """Both directions' anchors."""
-        candidates = min(len(layout.grid.columns), len(layout.grid.rows) * layout.grid.group.size)
+        candidates = min(layout.grid.num_candidates("rows"), layout.grid.num_candidates("columns"))
         if self.k >= candidates:
             raise ConfigError(f"soft_topk wants k ({self.k}) below the number of candidates ({candidates}) · lower k")
         grid = layout.grid.know("topk_threshold", **self._threshold(layout.grid, plugs))
@@ -67,27 +66,23 @@ class SoftTopk(Normaliser, name="soft_topk"):
         moved = {}
         for direction in grid.directions:
             # One Newton step from the solution: its value changes nothing, its gradient is the implicit one.
-            step = (self.k - getattr(totals, direction)[0]) / getattr(slopes, direction)[0].clamp(min=1e-12)
+            step = (self.k - totals[direction][0]) / slopes[direction][0].clamp(min=1e-12)
             moved[direction] = grid.anchors(direction)["topk_threshold"] + step
         found = grid.know("topk_threshold", **moved).reduce(positives, ("sum", "sum"))
-        losses = {}
-        for direction in grid.directions:
-            loss, share = getattr(found, direction)
-            losses[grid.anchors(direction).modality] = loss / share
-        return losses
+        return over_targets(grid, found)
 
     @torch.no_grad()
     def _threshold(self, grid: Grid, plugs: Composition) -> dict[Direction, Tensor]:
         """t by bisection between bounds that the log-sum-exps of z and −z give."""
         bounds = grid.reduce(lambda tile: (tile.logits, -tile.logits), ("logsumexp", "logsumexp"))
-        low = {d: -getattr(bounds, d)[0] - 10 / self.sharpness for d in grid.directions}
-        high = {d: getattr(bounds, d)[1] + 10 / self.sharpness for d in grid.directions}
+        low = {d: -bounds[d][0] - 10 / self.sharpness for d in grid.directions}
+        high = {d: bounds[d][1] + 10 / self.sharpness for d in grid.directions}
         for _ in range(_BISECTIONS):
             middle = {d: (low[d] + high[d]) / 2 for d in grid.directions}
             known = grid.know("topk_threshold", **middle)
             found = known.reduce(lambda tile: (torch.sigmoid(self._argument(tile, plugs)),), ("sum",))
             for d in grid.directions:
-                below = getattr(found, d)[0] < self.k
+                below = found[d][0] < self.k
                 low[d], high[d] = torch.where(below, middle[d], low[d]), torch.where(below, high[d], middle[d])
         return {d: (low[d] + high[d]) / 2 for d in grid.directions}
 

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.losses.batch import Moment
 from diptych.losses.composition import Composition
 from diptych.losses.grid import Grid, Kind
 from diptych.losses.pairs import Direction, Tile
@@ -27,10 +26,10 @@ class Softmax(Normaliser, name="softmax"):
     Verified: open_clip's ClipLoss on one and two processes; dense float64 with every plug.
     """
 
-    def losses(self, layout: Layout, plugs: Composition, moment: Moment) -> AnchorLosses:
+    def losses(self, layout: Layout, plugs: Composition) -> AnchorLosses:
         """Every direction's anchors."""
         sums = _anchor_sums(layout, plugs)
-        return {found.modality: plugs.denominator.losses(found, moment) for found in sums}
+        return {found.anchors.modality: plugs.denominator.losses(found) for found in sums}
 
 
 def _anchor_sums(layout: Layout, plugs: Composition) -> list[AnchorSums]:
@@ -39,7 +38,7 @@ def _anchor_sums(layout: Layout, plugs: Composition) -> list[AnchorSums]:
     found = grid.reduce(fold, fold.kinds, symmetric=fold.symmetric)
     sums = []
     for direction in grid.directions:
-        values = dict(zip(fold.names, getattr(found, direction), strict=True))
+        values = dict(zip(fold.names, found[direction], strict=True))
         sums.append(_of_anchors(layout, direction, plugs, values))
     if plugs.denominator.wants_mean_logit:
         sums = _with_mean_logits(grid, plugs, sums)
@@ -50,7 +49,8 @@ def _of_anchors(layout: Layout, direction: Direction, plugs: Composition, values
     grid = layout.grid
     anchors = grid.anchors(direction)
     positive = values["positive"] / values["targets"] if "targets" in values else values["positive"]
-    log_sum, count = values["log_sum"], values.get("count", _candidates(grid, direction).expand(len(anchors)))
+    every = anchors.features.new_full((len(anchors),), grid.num_candidates(direction))
+    log_sum, count = values["log_sum"], values.get("count", every)
     if plugs.label_smoothing:
         positive = (1 - plugs.label_smoothing) * positive + plugs.label_smoothing * values["all"] / count.clamp(min=1)
     if direction in layout.local:
@@ -62,15 +62,7 @@ def _of_anchors(layout: Layout, direction: Direction, plugs: Composition, values
     # An anchor without any candidate has nothing to choose: its loss is 0.
     empty = log_sum == -torch.inf
     log_sum, positive = torch.where(empty, 0.0, log_sum), torch.where(empty, 0.0, positive)
-    ids = anchors.info.get("sample_ids")
-    scale = grid.shared["logit_scale"]
-    return AnchorSums(anchors.modality, log_sum, positive, count, None, ids, scale)
-
-
-def _candidates(grid: Grid, direction: Direction) -> Tensor:
-    """Number of candidates of an anchor of the grid, all ranks' rows included."""
-    number = len(grid.columns) if direction == "rows" else len(grid.rows) * grid.group.size
-    return grid.rows.features.new_tensor(float(number))
+    return AnchorSums(anchors, log_sum, positive, count, None, grid.shared["logit_scale"])
 
 
 def _local_logits(layout: Layout, direction: Direction) -> Float[Tensor, "B K"]:
@@ -93,9 +85,7 @@ def _with_mean_logits(grid: Grid, plugs: Composition, sums: list[AnchorSums]) ->
 
     with torch.no_grad():
         found = grid.reduce(fold, ("sum",))
-    return [
-        replace(of_anchors, mean_logit=getattr(found, direction)[0]) for direction, of_anchors in by_direction.items()
-    ]
+    return [replace(of_anchors, mean_logit=found[direction][0]) for direction, of_anchors in by_direction.items()]
 
 
 class _Fold:
@@ -126,8 +116,8 @@ class _Fold:
         if "count" in self.names:
             values["count"] = (energy.detach() > -torch.inf).to(energy.dtype)
         if "all" in self.names:
-            dropped = energy.detach() == -torch.inf
-            values["all"] = tile.logits.masked_fill(dropped, 0.0) if self._plugs.has_weights else tile.logits
+            plain = energy is tile.logits
+            values["all"] = energy if plain else tile.logits.masked_fill(energy.detach() == -torch.inf, 0.0)
         if "penalty" in self.names:
             values["penalty"] = self._plugs.temperature.penalty(tile)
         return [values[name] for name in self.names]

@@ -71,7 +71,7 @@ def _spread(pairs: Pairs, rows: Modality, columns: Modality, group: Group) -> Fl
     count = len(grid.columns)
     if count < 2:
         return pairs.image_features.new_zeros((), requires_grad=False) + 0 * pairs.image_features.float().sum()
-    (log_sums,) = grid.reduce(_others, ("logsumexp",)).rows
+    (log_sums,) = grid.reduce(_others, ("logsumexp",))["rows"]
     return torch.logsumexp(all_gather(log_sums, group), 0) - math.log(count * (count - 1))
 
 

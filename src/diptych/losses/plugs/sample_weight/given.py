@@ -1,5 +1,6 @@
 """Anchors count as the batch says."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from diptych.distributed.groups import Group
 from diptych.losses.batch import Moment
-from diptych.losses.pairs import Side
 from diptych.losses.plugs.family import SampleWeight
 
 
@@ -26,6 +26,8 @@ class Given(SampleWeight, name="given"):
 
     needs: ClassVar[tuple[str, ...]] = ("sample_weights",)
 
-    def __call__(self, losses: Float[Tensor, " B"], anchors: Side, group: Group, moment: Moment) -> Float[Tensor, " B"]:
+    def __call__(
+        self, losses: Float[Tensor, " B"], known: Mapping[str, Tensor], group: Group, moment: Moment
+    ) -> Float[Tensor, " B"]:
         """The batch's own factors."""
-        return anchors["sample_weights"].detach().to(losses.dtype)
+        return known["sample_weights"].detach().to(losses.dtype)

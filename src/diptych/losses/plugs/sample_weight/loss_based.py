@@ -1,5 +1,6 @@
 """Anchors count by their loss."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,6 @@ from torch import Tensor
 from diptych.distributed.collectives import all_gather_rows
 from diptych.distributed.groups import Group
 from diptych.losses.batch import Moment
-from diptych.losses.pairs import Side
 from diptych.losses.plugs.family import SampleWeight
 
 
@@ -38,7 +38,9 @@ class LossBased(SampleWeight, name="loss_based"):
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
 
-    def __call__(self, losses: Float[Tensor, " B"], anchors: Side, group: Group, moment: Moment) -> Float[Tensor, " B"]:
+    def __call__(
+        self, losses: Float[Tensor, " B"], known: Mapping[str, Tensor], group: Group, moment: Moment
+    ) -> Float[Tensor, " B"]:
         """Mean 1 over the group."""
         if moment.samples_seen < self.start_samples:
             return torch.ones_like(losses)

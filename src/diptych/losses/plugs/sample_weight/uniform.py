@@ -1,5 +1,6 @@
 """Every anchor counts alike."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from diptych.distributed.groups import Group
 from diptych.losses.batch import Moment
-from diptych.losses.pairs import Side
 from diptych.losses.plugs.family import SampleWeight
 
 
@@ -24,6 +24,8 @@ class Uniform(SampleWeight, name="uniform"):
     Verified: equals open_clip's losses.
     """
 
-    def __call__(self, losses: Float[Tensor, " B"], anchors: Side, group: Group, moment: Moment) -> Float[Tensor, " B"]:
+    def __call__(
+        self, losses: Float[Tensor, " B"], known: Mapping[str, Tensor], group: Group, moment: Moment
+    ) -> Float[Tensor, " B"]:
         """Ones."""
         return torch.ones_like(losses)

@@ -50,8 +50,7 @@ class Momentum(Targets, name="momentum"):
         )
         with torch.no_grad():
             found = grid.reduce(lambda tile: (_teacher_logits(tile),), ("logsumexp",))
-        rows, columns = (found.rows or (None,))[0], (found.columns or (None,))[0]
-        return grid.know("teacher_log_sum", rows=rows, columns=columns)
+        return grid.know("teacher_log_sum", **{direction: log_sum for direction, (log_sum,) in found.items()})
 
     def __call__(self, tile: Tile) -> Float[Tensor, "R C"] | None:
         """The mixture; sums to 1 over all candidates."""

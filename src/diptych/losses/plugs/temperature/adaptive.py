@@ -66,7 +66,8 @@ class AdaptiveTemperature(nn.Module, Temperature):
         """φ of every feature."""
         rows = grid.rows.know(phi=self.network(grid.rows.features))
         columns = grid.columns.know(phi=self.network(grid.columns.features))
-        return replace(grid, rows=rows, columns=columns)
+        count = grid.rows.features.new_tensor(float(grid.columns.num_anchors))
+        return replace(grid, rows=rows, columns=columns).share(num_candidates=count)
 
     def forward(self, tile: Tile) -> Float[Tensor, "R C"]:
         """Similarities over the pair's temperature."""

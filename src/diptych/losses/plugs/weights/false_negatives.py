@@ -47,7 +47,7 @@ class FalseNegatives(Weights, name="false_negatives"):
             return grid
         known: dict[str, Tensor | None] = {"rows": None, "columns": None}
         for direction in grid.directions:
-            values, _ = hardest(grid, direction, self.keep, allowed=self._allowed)
+            values = hardest(grid, direction, self.keep, allowed=self._allowed).similarity
             # The tile that is folded later may round differently from the one that was searched.
             known[direction] = values[:, -1] - 16 * torch.finfo(values.dtype).eps
         return grid.know("threshold", **known)

@@ -34,8 +34,8 @@ class Repulsion(Weights, name="repulsion"):
     def prepare(self, grid: Grid, moment: Moment) -> Grid:
         """log mean over the negatives of exp(2t·x), of every anchor."""
         found = grid.reduce(lambda tile: (self._nearness(tile), _others(tile)), ("logsumexp", "sum"))
-        known = [pair[0] - pair[1].clamp(min=1).log() if pair else None for pair in (found.rows, found.columns)]
-        return grid.know("log_nearness", rows=known[0], columns=known[1])
+        known = {direction: total - others.clamp(min=1).log() for direction, (total, others) in found.items()}
+        return grid.know("log_nearness", **known)
 
     def __call__(self, tile: Tile) -> Float[Tensor, "R C"] | None:
         """log w; 0 at the own partner."""
