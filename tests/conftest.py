@@ -1,4 +1,7 @@
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,3 +50,18 @@ def _plain_logging() -> Iterator[None]:
     root.handlers[:] = handlers
     for logger, level in zip((root, *ours), levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture
+def launch() -> Callable[[Path], None]:
+    """`accelerate launch` of a recipe with two processes, as the documents print it."""
+
+    def run(recipe: Path) -> None:
+        accelerate = ROOT / "configs" / "accelerate" / "cpu.yaml"
+        command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(accelerate)]
+        command += ["-m", "diptych.train", str(recipe)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+        assert done.returncode == 0, done.stderr
+
+    return run

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from diptych.data.loader import EvalSample, read_split
+from diptych.data.evaluation import EvalSample, read_split
 from diptych.errors import DataError
 from diptych_eval.encoder import Encoder
 

@@ -312,8 +312,15 @@ class Entry:
     doc: str
 
 
-def describe(cls: type[Config], prefix: str = "") -> Iterator[Entry]:
-    """Every key of `cls` in order, sections expanded, with type, default and the text under the field."""
+def describe(cls: type[Config]) -> Iterator[Entry]:
+    """Every key of `cls` in order, with type, default and the text under the field.
+
+    Sections are expanded where they first occur; where the same kind occurs again, its text refers to that place.
+    """
+    yield from _describe(cls, "", {})
+
+
+def _describe(cls: type[Config], prefix: str, seen: dict[type[Config], str]) -> Iterator[Entry]:
     docs = _field_docs(cls)
     for field in _fields(cls):
         hint = _hints(cls)[field.name]
@@ -323,10 +330,14 @@ def describe(cls: type[Config], prefix: str = "") -> Iterator[Entry]:
         inner = [(option, "") for option in options if _is_node(option)]
         lists = [option for option in options if get_origin(option) in (tuple, list)]
         inner += [(get_args(option)[0], "0.") for option in lists if _is_node(get_args(option)[0])]
-        yield Entry(key, type_name(hint), "" if inner else default, docs.get(field.name, ""))
+        known = [seen[node] for node, _ in inner if node in seen]
+        reference = f" Keys as under `{known[0]}`." if known else ""
+        yield Entry(key, type_name(hint), "" if inner else default, docs.get(field.name, "") + reference)
         for node, position in inner:
-            for member in _members(node):
-                yield from describe(member, f"{key}.{position}{_tag(member)}")
+            if node not in seen:
+                seen[node] = key
+                for member in _members(node):
+                    yield from _describe(member, f"{key}.{position}{_tag(member)}", seen)
 
 
 def _is_node(hint: Any) -> bool:

@@ -3,6 +3,7 @@
 run/
   config.yaml           the resolved configuration; with it the same command resumes
   metrics.jsonl         one object per logged step
+  faults.json           unusable samples by reason and shard, where there were any
   tensorboard/          the same numbers for the tracker
   checkpoints/          see diptych.train.checkpoint
   eval/results.json     see diptych_eval.result
@@ -13,6 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,11 @@ class RunFolder:
         return self.root / "eval"
 
     @property
+    def faults(self) -> Path:
+        """Unusable samples by reason and shard."""
+        return self.root / "faults.json"
+
+    @property
     def report(self) -> Path:
         """The HTML report."""
         return self.root / "report.html"
@@ -74,7 +81,8 @@ def prepare(root: Path, config: Config, *, may_change: Sequence[str] = ()) -> Ru
 
     Args:
         config: what the run is started with; written to `config.yaml`.
-        may_change: dotted keys (or sections) in which a resumed run may differ from its beginning.
+        may_change: dotted keys (or sections; `*` stands for any part) in which a resumed run may differ from its
+            beginning.
 
     Raises:
         DataError: the folder holds something that is not a run.
@@ -94,7 +102,9 @@ def prepare(root: Path, config: Config, *, may_change: Sequence[str] = ()) -> Ru
 def _refuse_other_run(run: RunFolder, config: Config, may_change: Sequence[str]) -> None:
     advice = "choose another folder with run=FOLDER, or start afresh with --overwrite"
     changes = differences(read_yaml(run.config), to_tree(config))
-    changes = [c for c in changes if not any(c.key == free or c.key.startswith(f"{free}.") for free in may_change)]
+    changes = [
+        c for c in changes if not any(fnmatch(c.key, free) or fnmatch(c.key, f"{free}.*") for free in may_change)
+    ]
     if model_changes := [change for change in changes if change.key.startswith("model.")]:
         raise CheckpointError(
             f"cannot resume with a different model ({_summary(model_changes)}) · {run.root} · {advice}"
@@ -119,6 +129,12 @@ def differences(before: Any, after: Any, key: str = "") -> list[Change]:
         for name in [*before, *(name for name in after if name not in before)]:
             found += differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
         return found
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [
+            change
+            for number, (old, new) in enumerate(zip(before, after, strict=True))
+            for change in differences(old, new, f"{key}.{number}")
+        ]
     return [] if before == after else [Change(key, before, after)]
 
 

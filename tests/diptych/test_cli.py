@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diptych.cli import main
-from diptych.data.loader import DataConfig
+from diptych.data.sources import DataConfig
 from diptych.train.recipe import Recipe
 
 

@@ -4,6 +4,7 @@ Every view is a pure function of its picture and of `DRAWS` uniform numbers, dra
 sample's place in the order; so views do not depend on which worker makes them or what else is in its batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +74,39 @@ class AugmentConfig(Config):
 def draw(rng: np.random.Generator) -> np.ndarray:
     """The numbers in [0, 1) that decide one view."""
     return rng.random(DRAWS, dtype=np.float32)
+
+
+def augment_all(
+    pixels: Sequence[np.ndarray], draws: np.ndarray, config: AugmentConfig
+) -> UInt8[Tensor, "n 3 side side"]:
+    """The views side by side on an opaque background, changed where anything is turned on.
+
+    Args:
+        pixels: uint8 [3, side, side], or RGBA [4, side, side] where transparent; at least one.
+        draws: uniform in [0, 1), [n, DRAWS], from `draw`.
+
+    Returns:
+        The batch; channels last in memory where nothing is changed.
+    """
+    if not config.active:
+        return _side_by_side(pixels)
+    rgba = np.full((len(pixels), 4, *pixels[0].shape[1:]), 255, dtype=np.uint8)
+    for row, picture in zip(rgba, pixels, strict=True):
+        row[: len(picture)] = picture
+    return augment(torch.from_numpy(rgba), torch.from_numpy(draws), config)
+
+
+def _side_by_side(pixels: Sequence[np.ndarray]) -> UInt8[Tensor, "n 3 side side"]:
+    """Transparent ones on white. Channels stay last in memory: so decoders leave them and so models take them."""
+    batch = np.empty((len(pixels), *pixels[0].shape[1:], 3), dtype=np.uint8)
+    for row, picture in zip(batch, pixels, strict=True):
+        row[...] = (picture if len(picture) == 3 else _on_white(picture)).transpose(1, 2, 0)
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+def _on_white(rgba: np.ndarray) -> np.ndarray:
+    alpha = rgba[3:].astype(np.uint16)
+    return ((rgba[:3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def augment(

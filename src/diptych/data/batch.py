@@ -1,40 +1,71 @@
 """What the loop receives: pictures, tokens, and where the lanes stand after them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from diptych.data.faults import Fault
 from diptych.data.order import LaneCursor
 from diptych.data.tokens import trim
 
 
 @dataclass(frozen=True)
 class Cursors:
-    """The position of a stream: slots consumed in all, and each lane's place."""
+    """The position of a stream: slots consumed in all, samples of each source, and each lane's place."""
 
-    slot: int
+    slot: int = 0
     """Samples consumed over all lanes and ranks since the beginning."""
-    lanes: Mapping[int, LaneCursor]
+    drawn: Mapping[str, int] = field(default_factory=dict)
+    """Source → how many of them came from it."""
+    lanes: Mapping[tuple[str, int], LaneCursor] = field(default_factory=dict)
+    """(source, lane) → its place."""
+    shards: Mapping[str, str] = field(default_factory=dict)
+    """Source → digest of its list of shards: the order is that of this list and of no other."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a checkpoint holds those of all ranks' cursors merged."""
-        lanes = {str(lane): [cursor.epoch, cursor.position] for lane, cursor in sorted(self.lanes.items())}
-        return {"slot": self.slot, "lanes": lanes}
+        sources: dict[str, Any] = {
+            name: {"drawn": drawn, "shards": self.shards[name], "lanes": {}} for name, drawn in self.drawn.items()
+        }
+        for (name, lane), cursor in sorted(self.lanes.items()):
+            sources[name]["lanes"][str(lane)] = [cursor.epoch, cursor.position]
+        return {"slot": self.slot, "sources": sources}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
         """The reverse of `to_json`."""
-        return cls(tree["slot"], {int(lane): LaneCursor(*place) for lane, place in tree["lanes"].items()})
+        sources = tree["sources"]
+        lanes = {
+            (name, int(lane)): LaneCursor(*place)
+            for name, source in sources.items()
+            for lane, place in source["lanes"].items()
+        }
+        drawn = {name: source["drawn"] for name, source in sources.items()}
+        return cls(tree["slot"], drawn, lanes, {name: source["shards"] for name, source in sources.items()})
 
     @classmethod
     def merge(cls, parts: Sequence["Cursors"]) -> "Cursors":
         """The cursors of readers that own different lanes, after the same batch; at least one."""
         lanes = {lane: cursor for part in parts for lane, cursor in part.lanes.items()}
-        return Cursors(parts[0].slot, lanes)
+        return Cursors(parts[0].slot, parts[0].drawn, lanes, parts[0].shards)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples side by side."""
+
+    images: UInt8[Tensor, "n 3 height width"]
+    tokens: Int[Tensor, "n context"]
+    caption_ids: Int[Tensor, " n"]
+    """Equal for equal captions, on every rank."""
+    sample_ids: Int[Tensor, " n"]
+    """Equal for the same sample of the same shard, on every rank and in every epoch."""
+    hard_tokens: Int[Tensor, "n K context"]
+    second_tokens: Int[Tensor, "n context"] | None
 
 
 @dataclass(frozen=True)
@@ -42,14 +73,11 @@ class Chunk:
     """One worker's part of a batch."""
 
     slots: tuple[int, ...]
-    images: UInt8[Tensor, "n 3 height width"]
-    tokens: Int[Tensor, "n context"]
     keys: tuple[str, ...]
-    caption_ids: Int[Tensor, " n"]
-    hard_tokens: Int[Tensor, "n K context"]
+    rows: Rows
     cursors: Cursors
-    bad: tuple[tuple[str, str], ...]
-    """(reason, shard) of each unusable sample passed over."""
+    faults: tuple[Fault, ...]
+    """Unusable samples passed over."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +90,40 @@ class Batch:
     keys: tuple[str, ...]
     caption_ids: Int[Tensor, " B"]
     """Equal for equal captions, on every rank."""
+    sample_ids: Int[Tensor, " B"]
+    """Equal for the same sample of the same shard, on every rank and in every epoch."""
     hard_tokens: Int[Tensor, "B K L"]
     """Those of K hard captions each (K may be 0), as long as `tokens`."""
+    second_tokens: Int[Tensor, "B L2"] | None
+    """Of a second caption of each picture, where `data.captions.second_views` asks for one."""
     cursors: Cursors
     """After this batch, for this rank's lanes."""
-    bad: Mapping[str, int]
-    """Unusable samples passed over since the last batch, by reason."""
+    faults: tuple[Fault, ...]
+    """Unusable samples passed over since the last batch."""
 
 
-def merge(chunks: Sequence[Chunk], bad: Mapping[str, int]) -> Batch:
+def merge(chunks: Sequence[Chunk]) -> Batch:
     """A batch from its workers' chunks, rows in slot order."""
     slots = [slot for chunk in chunks for slot in chunk.slots]
     order = sorted(range(len(slots)), key=slots.__getitem__)
     keys = [key for chunk in chunks for key in chunk.keys]
+    in_order = torch.tensor(order)
 
-    def rows(parts: list[Tensor]) -> Tensor:
-        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return joined[torch.tensor(order)] if len(parts) > 1 else joined
+    def rows(name: str) -> Tensor:
+        parts = [getattr(chunk.rows, name) for chunk in chunks]
+        return torch.cat(parts)[in_order] if len(parts) > 1 else parts[0]
 
     # One length for right and hard captions, so that they can be embedded together.
-    tokens, hard_tokens = (rows([getattr(chunk, name) for chunk in chunks]) for name in ("tokens", "hard_tokens"))
+    tokens, hard_tokens = rows("tokens"), rows("hard_tokens")
     together = trim(torch.cat([tokens, hard_tokens.flatten(0, 1)]))
     return Batch(
-        images=rows([chunk.images for chunk in chunks]),
+        images=rows("images"),
         tokens=together[: len(tokens)],
         keys=tuple(keys[i] for i in order),
-        caption_ids=rows([chunk.caption_ids for chunk in chunks]),
+        caption_ids=rows("caption_ids"),
+        sample_ids=rows("sample_ids"),
         hard_tokens=together[len(tokens) :].view(*hard_tokens.shape[:2], together.shape[1]),
+        second_tokens=trim(rows("second_tokens")) if chunks[0].rows.second_tokens is not None else None,
         cursors=Cursors.merge([chunk.cursors for chunk in chunks]),
-        bad=dict(bad),
+        faults=tuple(fault for chunk in chunks for fault in chunk.faults),
     )

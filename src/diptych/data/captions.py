@@ -3,15 +3,37 @@
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from diptych.config import Config
 from diptych.data.faults import UnusableSample
+from diptych.data.text_augment import TextAugmentConfig, augment_text
 
-Captions = Mapping[str, Sequence[str]]
+
+@dataclass(frozen=True)
+class Captions:
+    """What a sample says of its picture."""
+
+    columns: Mapping[str, tuple[str, ...]]
+    """Its captions: `txt`, and those that the .json member holds under `captions` or `caption`."""
+    document: Mapping[str, Any] = field(default_factory=dict)
+    """The .json member; its other keys are columns for those who name them."""
+
+    def texts(self, column: str) -> list[str]:
+        """The texts of a column that are not blank."""
+        value = self.columns.get(column, self.document.get(column))
+        values = value if isinstance(value, list | tuple) else (value,)
+        return [text for text in values if isinstance(text, str) and text and not text.isspace()]
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A list of numbers: float64; empty where the column is something else."""
+        value = self.document.get(column)
+        if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
+            return np.empty(0)
+        return np.asarray(value, np.float64)
 
 
 @dataclass(frozen=True)
@@ -19,11 +41,15 @@ class CaptionView(Config):
     """One way of making a caption."""
 
     columns: tuple[str, ...] = ("txt",)
-    """Columns whose texts are taken; `txt` is the sample's .txt member."""
+    """Columns whose texts are taken; `txt` is the sample's .txt member, the others come from its .json member."""
     weight: float = 1.0
     """How often this view is chosen, relative to the others."""
+    pick: Literal["random", "first", "weighted", "all"] = "random"
+    """Which of several texts the first column gives: one at random, the first, one by `scores`, or all joined."""
+    scores: str | None = None
+    """For `weighted`: the list of numbers in the .json member that says how often each text is taken."""
     max_texts: int = 1
-    """Texts drawn at random from each column after the first; the first column gives one."""
+    """Texts drawn at random from each column after the first."""
     separator: str = ", "
     """What joins several texts."""
     templates: tuple[str, ...] = ("{}",)
@@ -34,8 +60,16 @@ class CaptionView(Config):
             raise ValueError("columns must name at least one column")
         if self.weight <= 0 or self.max_texts < 1:
             raise ValueError("weight must be positive and max_texts at least 1")
+        if (self.pick == "weighted") != (self.scores is not None):
+            raise ValueError("pick: weighted and scores go together")
         if bad := [template for template in self.templates if "{}" not in template]:
             raise ValueError(f"template {bad[0]!r} has no {{}} for the caption")
+
+    def in_language(self, language: str) -> Self:
+        """With `{language}` replaced in the columns' names."""
+        scores = self.scores.replace("{language}", language) if self.scores is not None else None
+        columns = tuple(column.replace("{language}", language) for column in self.columns)
+        return replace(self, columns=columns, scores=scores)
 
 
 @dataclass(frozen=True)
@@ -58,22 +92,53 @@ class CaptionConfig(Config):
 
     views: tuple[CaptionView, ...] = (CaptionView(),)
     """Drawn by weight for every sample and epoch."""
+    second_views: tuple[CaptionView, ...] = ()
+    """A second caption of the same picture, drawn likewise; none: no second caption."""
+    form: Literal["NFC", "NFKC"] = "NFC"
+    """Unicode normalisation; NFKC also replaces full-width letters, ligatures and the like."""
+    min_chars: int = 1
+    """Shorter captions make a sample unusable (`no_caption`)."""
     max_chars: int = 1000
     """Longer captions are cut here before tokenising."""
+    augment: TextAugmentConfig = field(default_factory=TextAugmentConfig)
+    """Changes of the caption; all off by default."""
     hard: HardCaptionConfig | None = None
     """Wrong captions beside the right one, for the objective's terms that use them; none: no such captions."""
 
+    def __post_init__(self) -> None:
+        if not self.views:
+            raise ValueError("views must hold at least one view")
+        if not 1 <= self.min_chars <= self.max_chars:
+            raise ValueError("min_chars must lie between 1 and max_chars")
 
-@lru_cache(maxsize=65536)
-def clean(text: str, *, max_chars: int = 1000) -> str:
-    """Unicode NFC, control characters and runs of white space become single spaces, cut to `max_chars`."""
-    text = unicodedata.normalize("NFC", text[: 4 * max_chars])
-    printable = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
-    return " ".join(printable.split())[:max_chars].rstrip()
+    def in_language(self, language: str) -> Self:
+        """With `{language}` replaced in all columns' names."""
+        views, second = (tuple(v.in_language(language) for v in views) for views in (self.views, self.second_views))
+        hard = self.hard and replace(self.hard, column=self.hard.column.replace("{language}", language))
+        return replace(self, views=views, second_views=second, hard=hard)
+
+
+# Control characters and the line separators that `str.split` would keep become spaces.
+_SPACES = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), " ")
+
+
+def clean(text: str, *, max_chars: int = 1000, form: Literal["NFC", "NFKC"] = "NFC") -> str:
+    """Unicode-normalised, control characters and runs of white space become single spaces, cut to `max_chars`."""
+    text = text[: 4 * max_chars]  # megabytes of text are not normalised to be thrown away
+    if not text.isascii():
+        text = unicodedata.normalize(form, text)
+    if not text.isprintable():
+        text = text.translate(_SPACES)
+    return " ".join(text.split())[:max_chars].rstrip()
 
 
 def read(members: Mapping[str, bytes]) -> dict[str, tuple[str, ...]]:
-    """A sample's texts by column: `txt`, and the columns of its JSON member's `captions`.
+    """A sample's captions by column, as `Captions.columns`. Raises UnusableSample."""
+    return dict(parse(members).columns)
+
+
+def parse(members: Mapping[str, bytes]) -> Captions:
+    """A sample's texts.
 
     Raises:
         UnusableSample: `bad_caption`, the bytes are no UTF-8 or no JSON map.
@@ -82,41 +147,87 @@ def read(members: Mapping[str, bytes]) -> dict[str, tuple[str, ...]]:
     try:
         if "txt" in members:
             columns["txt"] = (members["txt"].decode("utf-8"),)
-        if "json" in members:
-            document = json.loads(members["json"])
-            for column, texts in document.get("captions", {}).items():
-                columns[column] = (texts,) if isinstance(texts, str) else tuple(str(text) for text in texts)
-    except (UnicodeDecodeError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        document = json.loads(members["json"]) if "json" in members else {}
+        if not isinstance(document, dict):
+            raise TypeError("the JSON is no map")
+        columns |= _columns(document)
+    except (UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
         raise UnusableSample("bad_caption", str(error)) from error
+    return Captions(columns, document)
+
+
+def _columns(document: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Ours: `captions: {column: text or [text, ...]}`; others': `caption: text`, `captions: [text, ...]`."""
+    nested = document.get("captions")
+    found = nested if isinstance(nested, dict) else {"captions": nested} if nested else {}
+    if "caption" in document:
+        found = {"caption": document["caption"]} | found
+    columns: dict[str, tuple[str, ...]] = {}
+    for column, texts in found.items():
+        if isinstance(texts, str):
+            columns[column] = (texts,)
+        elif isinstance(texts, list):
+            columns[column] = tuple(str(text) for text in texts)
+        elif texts is not None:
+            raise TypeError(f"column {column!r} is neither a text nor a list of texts")
     return columns
 
 
-def choose(captions: Captions, config: CaptionConfig, rng: np.random.Generator) -> str:
-    """One caption by the rules of `config`.
+def choose(captions: Captions, views: Sequence[CaptionView], config: CaptionConfig, rng: np.random.Generator) -> str:
+    """One caption by the rules of `views`, cleaned and changed as `config` says.
 
     Raises:
-        UnusableSample: `no_caption`, no view finds a text.
+        UnusableSample: `no_caption`, no view finds a text of `min_chars`.
     """
-    possible = [view for view in config.views if any(_texts(captions, column) for column in view.columns)]
+    possible = [view for view in views if any(captions.texts(column) for column in view.columns)]
     if not possible:
         raise UnusableSample("no_caption")
-    point = rng.random() * sum(view.weight for view in possible)
-    view = possible[-1]
-    for candidate in possible:
-        if point < candidate.weight:
-            view = candidate
-            break
-        point -= candidate.weight
+    view = _by_weight(possible, rng)
     parts: list[str] = []
     for number, column in enumerate(view.columns):
-        texts = _texts(captions, column)
-        wanted = 1 if number == 0 else int(rng.integers(1, view.max_texts + 1))
-        parts += texts if len(texts) == 1 else [texts[i] for i in rng.permutation(len(texts))[:wanted]]
+        parts += _first_column(captions, view, rng) if number == 0 else _further_column(captions, view, column, rng)
     template = view.templates[int(rng.integers(len(view.templates)))] if len(view.templates) > 1 else view.templates[0]
-    caption = clean(template.replace("{}", view.separator.join(parts)), max_chars=config.max_chars)
-    if not caption:
-        raise UnusableSample("no_caption")
+    text = template.replace("{}", view.separator.join(parts))
+    caption = clean(text, max_chars=config.max_chars, form=config.form)
+    caption = augment_text(caption, config.augment, rng)
+    if len(caption) < config.min_chars:
+        raise UnusableSample("no_caption", f"{len(caption)} characters")
     return caption
+
+
+def _by_weight(views: Sequence[CaptionView], rng: np.random.Generator) -> CaptionView:
+    point = rng.random() * sum(view.weight for view in views)
+    for view in views:
+        if point < view.weight:
+            return view
+        point -= view.weight
+    return views[-1]
+
+
+def _first_column(captions: Captions, view: CaptionView, rng: np.random.Generator) -> list[str]:
+    texts = captions.texts(view.columns[0])
+    if len(texts) <= 1 or view.pick == "all":
+        return texts
+    match view.pick:
+        case "first":
+            return texts[:1]
+        case "random":
+            return [texts[int(rng.permutation(len(texts))[0])]]
+        case _:
+            return [texts[_by_score(captions, view, len(texts), rng)]]
+
+
+def _by_score(captions: Captions, view: CaptionView, count: int, rng: np.random.Generator) -> int:
+    scores = captions.numbers(view.scores or "")
+    if len(scores) != count or not np.isfinite(scores).all() or scores.min() < 0 or scores.sum() <= 0:
+        raise UnusableSample("bad_caption", f"column {view.scores!r} does not weigh the {count} texts")
+    return int(np.searchsorted(scores.cumsum(), rng.random() * scores.sum(), side="right").clip(max=count - 1))
+
+
+def _further_column(captions: Captions, view: CaptionView, column: str, rng: np.random.Generator) -> list[str]:
+    texts = captions.texts(column)
+    wanted = int(rng.integers(1, view.max_texts + 1))
+    return texts if len(texts) == 1 else [texts[i] for i in rng.permutation(len(texts))[:wanted]]
 
 
 def choose_hard(captions: Captions, config: CaptionConfig, rng: np.random.Generator) -> tuple[str, ...]:
@@ -127,14 +238,10 @@ def choose_hard(captions: Captions, config: CaptionConfig, rng: np.random.Genera
     """
     if config.hard is None:
         return ()
-    texts = [clean(text, max_chars=config.max_chars) for text in _texts(captions, config.hard.column)]
+    texts = [clean(text, max_chars=config.max_chars, form=config.form) for text in captions.texts(config.hard.column)]
     texts = [text for text in texts if text]
     if not texts:
         raise UnusableSample("no_hard_caption")
     count = config.hard.count
     chosen = rng.permutation(len(texts))[:count] if len(texts) >= count else rng.integers(len(texts), size=count)
     return tuple(texts[i] for i in chosen)
-
-
-def _texts(captions: Captions, column: str) -> list[str]:
-    return [text for text in captions.get(column, ()) if text.strip()]

@@ -1,11 +1,20 @@
-"""Samples that cannot be used: the reasons, the counters and the limit. Counted, never hidden."""
+"""Samples that cannot be used: the reasons, the counters and the limit. Counted, never hidden.
+
+Reasons: `no_picture`, `undecodable`, `too_large`, `no_caption`, `bad_caption`, `no_hard_caption`, `bad_label`,
+`unreadable` (the shard's file gave no bytes), and of whole shards `truncated`, `broken_tar`, `trailing_data`,
+`missing_shard`, `unreachable_shard`: a shard's own fault counts as one sample, for nobody knows how many are lost.
+"""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 from diptych.errors import DataError
 
 _MIN_SAMPLES = 1000
 """Fewer samples than this say nothing about a fraction."""
+_EXAMPLES = 5
 
 
 class UnusableSample(Exception):
@@ -16,29 +25,106 @@ class UnusableSample(Exception):
         self.reason = reason
 
 
-class FaultCounter:
-    """Counts unusable samples by reason and shard, and stops the run beyond a fraction."""
+class Fault(NamedTuple):
+    """One unusable sample that was passed over."""
 
-    def __init__(self, max_bad_fraction: float) -> None:
-        self._limit = max_bad_fraction
-        self._samples = 0
-        self.by_reason: Counter[str] = Counter()
-        self.by_shard: Counter[str] = Counter()
+    reason: str
+    shard: str
+    key: str
+    """Empty where the shard itself is at fault."""
 
-    def add(self, good: int, bad: list[tuple[str, str]]) -> None:
-        """Counts `good` usable samples and the (reason, shard) of each unusable one.
 
-        Raises:
-            DataError: the unusable share exceeds the limit.
-        """
-        self._samples += good + len(bad)
-        self.by_reason.update(reason for reason, _ in bad)
-        self.by_shard.update(shard for _, shard in bad)
-        num_bad = self.by_reason.total()
-        if self._samples >= _MIN_SAMPLES and num_bad > self._limit * self._samples:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.by_reason.most_common(3))
-            worst = ", ".join(f"{shard} ({count})" for shard, count in self.by_shard.most_common(3))
+@dataclass
+class FaultLog:
+    """Counts of a run, or of a part of it."""
+
+    samples: int = 0
+    """Samples read, unusable ones included."""
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(shard, reason) → unusable samples."""
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Reason → the first few places, `shard/key`."""
+
+    def add(self, usable: int, faults: Iterable[Fault]) -> None:
+        """Counts `usable` good samples and the faults beside them."""
+        self.samples += usable
+        for fault in faults:
+            self.samples += 1
+            self.counts[fault.shard, fault.reason] += 1
+            self._note(fault.reason, f"{fault.shard} {fault.key}".strip())
+
+    def merge(self, other: "FaultLog") -> None:
+        """Adds another part's counts."""
+        self.samples += other.samples
+        self.counts.update(other.counts)
+        for reason, places in other.examples.items():
+            for place in places:
+                self._note(reason, place)
+
+    def _note(self, reason: str, place: str) -> None:
+        noted = self.examples.setdefault(reason, [])
+        if len(noted) < _EXAMPLES and place not in noted:
+            noted.append(place)
+
+    @property
+    def unusable(self) -> int:
+        """Unusable samples in all."""
+        return self.counts.total()
+
+    @property
+    def by_reason(self) -> dict[str, int]:
+        """Unusable samples by reason, most frequent first."""
+        found: Counter[str] = Counter()
+        for (_, reason), count in self.counts.items():
+            found[reason] += count
+        return dict(found.most_common())
+
+    @property
+    def by_shard(self) -> dict[str, int]:
+        """Unusable samples by shard, worst first."""
+        found: Counter[str] = Counter()
+        for (shard, _), count in self.counts.items():
+            found[shard] += count
+        return dict(found.most_common())
+
+    def check(self, max_fraction: float) -> None:
+        """Raises DataError with the worst shards where over `max_fraction` of at least 1,000 samples are unusable."""
+        if self.samples >= _MIN_SAMPLES and self.unusable > max_fraction * self.samples:
             raise DataError(
-                f"{num_bad} of {self._samples} samples are unusable ({reasons}) · worst shards: {worst} · "
-                "mend the shards or raise data.max_bad_fraction"
+                f"{self.unusable} of {self.samples} samples are unusable ({_listed(self.by_reason)}) · worst shards: "
+                f"{_listed(self.by_shard)} · mend the shards (`diptych data check` lists all), or raise "
+                "data.max_bad_fraction"
             )
+
+    def summary(self) -> str:
+        """One line: how many, why, and where most."""
+        if not self.unusable:
+            return "none"
+        return f"{self.unusable} of {self.samples} ({_listed(self.by_reason)}) worst shards: {_listed(self.by_shard)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        shards: dict[str, dict[str, int]] = {shard: {} for shard in self.by_shard}
+        for (shard, reason), count in sorted(self.counts.items()):
+            shards[shard][reason] = count
+        return {
+            "samples": self.samples,
+            "unusable": self.unusable,
+            "by_reason": self.by_reason,
+            "by_shard": shards,
+            "examples": self.examples,
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """The reverse of `to_json`."""
+        counts = {
+            (shard, reason): count for shard, reasons in tree["by_shard"].items() for reason, count in reasons.items()
+        }
+        examples = {reason: list(places) for reason, places in tree["examples"].items()}
+        return cls(tree["samples"], Counter(counts), examples)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{count} {name}" for name, count in list(counts.items())[:5])
+    return shown + (f", and {len(counts) - 5} more" if len(counts) > 5 else "")

@@ -1,7 +1,13 @@
-"""From bytes to uint8 pixels: decoding that distrusts its input, training's crop and evaluation's fixed view."""
+"""From bytes to uint8 pixels: decoding that distrusts its input, training's crop and evaluation's fixed view.
 
+A training view of a JPEG is cut from a decoding at a reduced scale (`jpeg.py`); everything else, and every JPEG that is
+odd, goes through Pillow. Both ways take the same box from the same random numbers and resize alike.
+"""
+
+import functools
 import io
 import warnings
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +17,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from diptych.config import Config
+from diptych.data import crop, jpeg
 from diptych.data.augment import AugmentConfig
 from diptych.data.faults import UnusableSample
 
 _MAX_PIXELS = 50_000_000
 _WHITE = (255, 255, 255)
 _PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+# Whatever the member is called, it may be any of these. Not all that Pillow knows: for EPS it would run Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM", "DIB")
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,9 @@ class ImageConfig(Config):
     """How a picture becomes a training view."""
 
     min_crop: float = 0.9
-    """Smallest share of the picture's area that a random crop keeps, in (0, 1]; 1: the whole picture."""
+    """Smallest share of the picture's area that a random crop keeps, in (0, 1]; 1: the whole picture, squeezed."""
     max_aspect: float = 1.333
-    """Largest ratio of a crop's sides, at least 1."""
+    """Largest ratio of a crop's sides, at least 1; longer pictures lose of their length before min_crop counts."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Changes of position, colour and background; all off by default."""
 
@@ -37,9 +46,9 @@ class ImageConfig(Config):
             raise ValueError(f"max_aspect must be at least 1, not {self.max_aspect}")
 
 
-def picture_extension(names: object) -> str | None:
+def picture_extension(names: Container[str]) -> str | None:
     """The member that holds the picture, if there is one."""
-    return next((name for name in _PICTURE_EXTENSIONS if name in names), None)  # type: ignore[operator]
+    return next((name for name in _PICTURE_EXTENSIONS if name in names), None)
 
 
 def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
@@ -51,16 +60,78 @@ def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
     Raises:
         UnusableSample: `undecodable`, or `too_large` beyond 50 megapixels (decompression bombs).
     """
+    header = jpeg.read_header(data)
+    if header is not None:
+        _refuse_bombs(header.width, header.height)
+        jpeg.refuse_many_scans(data)
+        shrink = jpeg.shrink_for(header.width, header.height, at_least=at_least) if at_least else 1
+        pixels = jpeg.pixels(data, header, shrink=shrink)
+        if pixels is not None:
+            return Image.fromarray(crop.upright(pixels, header.orientation))
+    return _decode_with_pillow(data)
+
+
+def training_view(data: bytes, size: int, config: ImageConfig, rng: np.random.Generator) -> np.ndarray:
+    """A random crop brought to `size` (bicubic, antialiased); augmentation comes after.
+
+    Returns:
+        uint8 [3, size, size], or RGBA [4, size, size] where the picture has transparency; channels last in memory.
+
+    Raises:
+        UnusableSample: as from `decode`.
+    """
+    draws = rng.random(crop.DRAWS).tolist() if config.min_crop < 1 else None
+    header = jpeg.read_header(data)
+    view = _view_of_jpeg(data, header, size, config, draws) if header is not None else None
+    if view is None:
+        view = _view_of_picture(_decode_with_pillow(data), size, config, draws)
+    return view.transpose(2, 0, 1)
+
+
+def _box(size: tuple[int, int], config: ImageConfig, draws: list[float] | None) -> crop.Box:
+    return crop.whole(size) if draws is None else crop.random_box(size, config.min_crop, config.max_aspect, draws)
+
+
+def _view_of_jpeg(
+    data: bytes, header: jpeg.Header, side: int, config: ImageConfig, draws: list[float] | None
+) -> np.ndarray | None:
+    """The view [side, side, 3] from a decoding no larger than it needs to be; None where Pillow should look."""
+    _refuse_bombs(header.width, header.height)
+    jpeg.refuse_many_scans(data)
+    size = crop.upright_size(header.width, header.height, header.orientation)
+    box = crop.as_stored(_box(size, config, draws), size, header.orientation)
+    shrink = jpeg.shrink_for(box[2] - box[0], box[3] - box[1], at_least=side)
+    pixels = jpeg.pixels(data, header, shrink=shrink)
+    if pixels is None:
+        return None
+    cut = crop.on_pixels(box, (pixels.shape[1], pixels.shape[0]), shrink=shrink)
+    return crop.upright(crop.square(pixels, cut, side), header.orientation)
+
+
+def _view_of_picture(picture: Image.Image, side: int, config: ImageConfig, draws: list[float] | None) -> np.ndarray:
+    """The view [side, side, 3 or 4] of a decoded picture."""
+    cut = crop.on_pixels(_box(picture.size, config, draws), picture.size)
+    if picture.mode == "RGB" or picture.getchannel("A").getextrema() == (255, 255):
+        return crop.square(np.array(picture)[:, :, :3], cut, side)
+    # Pillow weighs colours by their opacity, so that nothing shines through from where the picture is transparent.
+    return np.array(picture.resize((side, side), Image.Resampling.BICUBIC, box=cut))
+
+
+def _refuse_bombs(width: int, height: int) -> None:
+    if width * height > _MAX_PIXELS:
+        raise UnusableSample("too_large", f"{width}x{height}")
+
+
+def _decode_with_pillow(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning starts higher than our limit
-            picture = Image.open(io.BytesIO(data))
-            if picture.width * picture.height > _MAX_PIXELS:
-                raise UnusableSample("too_large", f"{picture.width}x{picture.height}")
-            if at_least is not None and picture.format == "JPEG":
-                picture.draft("RGB", (at_least, at_least))
+            picture = Image.open(io.BytesIO(data), formats=_formats())
+            _refuse_bombs(picture.width, picture.height)
+            if picture.format in ("JPEG", "MPO"):
+                jpeg.refuse_many_scans(data)
             picture.load()
-            return _plain_mode(ImageOps.exif_transpose(picture))
+            return _plain_mode(_turned(picture))
     except UnusableSample:
         raise
     except Image.DecompressionBombError as error:
@@ -69,14 +140,28 @@ def decode(data: bytes, *, at_least: int | None = None) -> Image.Image:
         raise UnusableSample("undecodable", str(error)) from error
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this Pillow reads; to ask it for another is an error."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # a picture is not lost for a broken note beside it
+        return picture
+
+
 def _plain_mode(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("RGB", "RGBA"):
+    if picture.mode in ("RGB", "RGBA") and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits and more per pixel: scaled, not cut
-        values = np.asarray(picture, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
         top = 65535.0 if picture.mode.startswith("I") else max(float(values.max()), 1e-9)
         return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
-    transparent = picture.mode in ("LA", "PA", "RGBa", "La") or "transparency" in picture.info
+    transparent = picture.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in picture.info
     return picture.convert("RGBA" if transparent else "RGB")
 
 
@@ -103,24 +188,3 @@ def evaluation_view(picture: Image.Image, size: int) -> UInt8[Tensor, "3 size si
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return to_tensor(picture.crop((left, top, left + size, top + size)))
-
-
-def training_pixels(picture: Image.Image, size: int, config: ImageConfig, rng: np.random.Generator) -> np.ndarray:
-    """A random crop brought to `size` (bicubic, antialiased), as RGBA [4, size, size]; augmentation comes after."""
-    box = _random_box(picture.size, config, rng) if config.min_crop < 1 else None
-    if picture.size != (size, size) or config.min_crop < 1:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
-
-
-def _random_box(
-    size: tuple[int, int], config: ImageConfig, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """A crop of random area and aspect that fits the picture."""
-    width, height = size
-    area = width * height * rng.uniform(config.min_crop, 1.0)
-    aspect = np.exp(rng.uniform(-1, 1) * np.log(config.max_aspect))
-    crop_width = min(float(np.sqrt(area * aspect)), width)
-    crop_height = min(area / crop_width, float(height))
-    left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
-    return (left, top, left + crop_width, top + crop_height)

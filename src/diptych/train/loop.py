@@ -1,5 +1,6 @@
 """The training loop: builds, resumes, steps, logs, saves. What happens in a run is the text of this file."""
 
+import json
 import logging
 import sys
 from typing import Protocol
@@ -8,8 +9,10 @@ import torch
 
 from diptych import log as logs
 from diptych import runfolder
-from diptych.data.batch import Batch
-from diptych.data.loader import Feed, Loader, build_loader
+from diptych.data.batch import Cursors
+from diptych.data.faults import FaultLog
+from diptych.data.loader import Loader, build_loader
+from diptych.data.reader import Feed
 from diptych.distributed.collectives import barrier, gather_objects
 from diptych.distributed.runtime import resolve_precision
 from diptych.distributed.wrap import Engine
@@ -19,7 +22,7 @@ from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
 from diptych.optim import optimizers
-from diptych.runfolder import RunFolder
+from diptych.runfolder import RunFolder, write_text
 from diptych.train import checkpoint, step
 from diptych.train.meters import Throughput
 from diptych.train.recipe import MAY_CHANGE, Recipe
@@ -104,7 +107,7 @@ def _run_steps(
             with reporter.throughput.waiting():
                 batch = next(batches)
             result = step.run(recipe, engine, wrapped, state, batch)
-            status = reporter.after_step(result, batch)
+            status = reporter.after_step(result)
             bar.advance(status=status)
             if _due(recipe.evaluate.every_samples, before, state.samples_seen):
                 reporter.evaluate(evaluator)
@@ -115,7 +118,7 @@ def _run_steps(
         _save(recipe, engine, run, state)
     if state.step > first_step and not _due(recipe.evaluate.every_samples, before, state.samples_seen):
         reporter.evaluate(evaluator)
-    reporter.close(loader)
+    reporter.close()
 
 
 def _due(every: int | None, before: int, now: int) -> bool:
@@ -140,37 +143,49 @@ class _Reporter:
     """Turns steps into metrics; on ranks other than the first it only keeps time."""
 
     def __init__(self, recipe: Recipe, run: RunFolder, state: TrainState, *, active: bool) -> None:
-        self._recipe, self._state, self._active = recipe, state, active
+        self._recipe, self._run, self._state, self._active = recipe, run, state, active
         self.throughput = Throughput()
-        self._bad: dict[str, int] = {}
         self._status = ""
         if active:
             tensorboard = run.tensorboard if recipe.log.tensorboard else None
             self._log = logs.MetricsLog(run.metrics, resume_step=state.step, tensorboard=tensorboard)
 
-    def after_step(self, result: StepResult, batch: Batch) -> str:
-        """Logs when due; returns the text beside the progress bar."""
+    def after_step(self, result: StepResult) -> str:
+        """Logs when due; returns the text beside the progress bar.
+
+        Raises:
+            DataError: too many samples are unusable, on all ranks together; every rank raises it.
+        """
         self.throughput.count(self._recipe.global_batch)
-        for reason, count in batch.bad.items():
-            self._bad[reason] = self._bad.get(reason, 0) + count
         last = self._state.step == self._recipe.total_steps
-        if self._active and (self._state.step % self._recipe.log.every_steps == 0 or last):
+        if self._state.step % self._recipe.log.every_steps and not last:
+            return self._status
+        faults = self._state.collect_faults()
+        if self._active:
+            self._write_faults(faults)
             values = self._values(result) | self.throughput.read()
             self._log.write(self._state.step, values)
             loss, rate = values["train/loss/total"], values["train/samples_per_second"]
             self._status = f"loss {loss:.3f} · {rate:,.0f} samples/s"
             if not sys.stderr.isatty():
                 log.info("step=%d/%d %s", self._state.step, self._recipe.total_steps, self._status)
+        faults.check(self._recipe.data.max_bad_fraction)
         return self._status
+
+    def _write_faults(self, faults: FaultLog) -> None:
+        if faults.unusable:
+            write_text(self._run.faults, json.dumps(faults.to_json(), ensure_ascii=False, indent=1) + "\n")
 
     def _values(self, result: StepResult) -> dict[str, float]:
         """One transfer from the device for all scalars."""
         device = {f"train/loss/{name}": value for name, value in result.terms.scalars.items()}
         device |= {"train/grad_norm": result.grad_norm, "train/logit_scale": self._state.model.logit_scale.exp()}
         numbers = torch.stack([value.detach().float() for value in device.values()]).tolist()
-        bad = {f"data/bad/{reason}": float(count) for reason, count in self._bad.items()}
         counters = {"train/lr": result.lr, "train/samples_seen": float(self._state.samples_seen)}
-        return dict(zip(device, numbers, strict=True)) | counters | bad
+        counters |= {f"data/bad/{reason}": float(count) for reason, count in self._state.faults.by_reason.items()}
+        drawn = self._state.cursors.drawn if self._state.cursors is not None else {}
+        counters |= {f"data/samples/{name}": float(count) for name, count in drawn.items() if name}
+        return dict(zip(device, numbers, strict=True)) | counters
 
     def evaluate(self, evaluator: Evaluator | None) -> None:
         """Measures the averaged weights, or the raw ones, on the first rank while the others wait."""
@@ -182,10 +197,23 @@ class _Reporter:
             self._log.write(self._state.step, {f"eval/{name}": value for name, value in figures.items()})
         barrier()
 
-    def close(self, loader: Loader) -> None:
+    def close(self) -> None:
         """The summary at the end."""
         if self._active:
             self._log.close()
-            bad = ", ".join(f"{count} {reason}" for reason, count in sorted(self._bad.items())) or "none"
-            samples, epochs = self._state.samples_seen, self._state.samples_seen / max(loader.num_samples, 1)
-            log.info("finished step=%d samples_seen=%d epochs=%.1f unusable=%s", self._state.step, samples, epochs, bad)
+            state = self._state
+            log.info(
+                "finished step=%d samples_seen=%d epochs=%s unusable=%s",
+                state.step,
+                state.samples_seen,
+                _epochs(state.cursors),
+                state.faults.summary(),
+            )
+            if state.faults.unusable:
+                log.info("all unusable samples by shard: %s", self._run.faults)
+
+
+def _epochs(cursors: Cursors | None) -> str:
+    """Finished epochs of this rank's lanes: the least and the most."""
+    epochs = [cursor.epoch for cursor in cursors.lanes.values()] if cursors is not None else [0]
+    return f"{min(epochs)}-{max(epochs)}"

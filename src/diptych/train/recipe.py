@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diptych.config import Config
-from diptych.data.loader import DataConfig
+from diptych.data.sources import DataConfig
 from diptych.distributed.runtime import Precision
 from diptych.losses.objective import ObjectiveConfig
 from diptych.models.dual_encoder import ModelConfig
@@ -97,5 +97,18 @@ class Recipe(Config):
         return self.total_samples // self.global_batch
 
 
-MAY_CHANGE = ("run", "log", "checkpoint", "evaluate", "precision", "data.workers", "data.shards")
+MAY_CHANGE = (
+    "run",
+    "log",
+    "checkpoint",
+    "evaluate",
+    "precision",
+    "data.workers",
+    "data.prefetch_batches",
+    "data.cache_mib",
+    "data.remote",
+    "data.max_bad_fraction",
+    "data.shards",
+    "data.sources.*.shards",
+)
 """Keys in which a resumed run may differ from its beginning: they do not change what is learned, or where data lie."""

@@ -1,12 +1,13 @@
 """What a run is at a moment: weights, optimizer, average, position in the data. Turned into a checkpoint and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from diptych.data.batch import Cursors
+from diptych.data.batch import Batch, Cursors
+from diptych.data.faults import FaultLog
 from diptych.distributed.collectives import gather_objects
 from diptych.errors import CheckpointError
 from diptych.losses.objective import Objective
@@ -30,19 +31,32 @@ class TrainState:
     samples_seen: int = 0
     cursors: Cursors | None = None
     """Where this rank's lanes stand after the batches consumed (not those prefetched)."""
+    faults: FaultLog = field(default_factory=FaultLog)
+    """Of all ranks, as of the last `collect_faults`; the same on every rank."""
+    new_faults: FaultLog = field(default_factory=FaultLog)
+    """Of this rank, since then."""
 
-    def advance(self, *, samples: int, cursors: Cursors) -> None:
-        """One optimizer step has consumed one global batch."""
+    def advance(self, batch: Batch, *, samples: int) -> None:
+        """One optimizer step has consumed one global batch of `samples`, of which `batch` is this rank's part."""
         self.step += 1
         self.samples_seen += samples
-        self.cursors = cursors
+        self.cursors = batch.cursors
+        self.new_faults.add(len(batch.keys), batch.faults)
+
+    def collect_faults(self) -> FaultLog:
+        """Adds up the ranks' counts. Every rank must call."""
+        for part in gather_objects(self.new_faults):
+            self.faults.merge(part)
+        self.new_faults = FaultLog()
+        return self.faults
 
     def snapshot(self) -> Snapshot:
         """A checkpoint's contents. Every rank must call: the cursors of all ranks are collected."""
         consumed = [part for part in gather_objects(self.cursors) if part is not None]
-        cursors = Cursors.merge(consumed) if consumed else Cursors(0, {})
+        cursors = Cursors.merge(consumed) if consumed else Cursors()
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
         state = {"step": self.step, "samples_seen": self.samples_seen, "cursors": cursors.to_json()}
+        state["faults"] = self.collect_faults().to_json()
         if objective := self.objective.whole_state():
             tensors["objective"] = objective
         if self.ema is not None:
@@ -73,6 +87,7 @@ class TrainState:
         self.step = snapshot.state["step"]
         self.samples_seen = snapshot.state["samples_seen"]
         self.cursors = Cursors.from_json(snapshot.state["cursors"])
+        self.faults = FaultLog.from_json(snapshot.state["faults"])
 
     def _numbered_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters in the order in which the optimizer numbers them."""

@@ -49,7 +49,7 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     state.model.clamp_logit_scale()
     if state.ema is not None:
         state.ema.update(state.model)
-    state.advance(samples=recipe.global_batch, cursors=batch.cursors)
+    state.advance(batch, samples=recipe.global_batch)
     return StepResult(Terms(terms.total.detach(), terms.scalars), grad_norm, lr)  # or the graph would outlive the step
 
 
@@ -59,7 +59,7 @@ _OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")
 def check_needs(recipe: Recipe, objective: Objective) -> None:
     """Raises ConfigError when the objective needs what training does not have."""
     lacking = [name for name in objective.needs if name not in _OFFERED]
-    if objective.config.wants_hard_captions and recipe.data.captions.hard is None:
+    if objective.config.wants_hard_captions and recipe.data.caption_configs[0].hard is None:
         raise ConfigError(
             "the objective uses hard captions and the data brings none · objective · name their column in "
             "data.captions.hard, or drop the terms that use them"
@@ -123,7 +123,7 @@ def _known(
     needs = state.objective.needs
     known = {"caption_ids": batch.caption_ids.to(engine.device, non_blocking=True)}
     if "sample_ids" in needs:
-        known["sample_ids"] = torch.tensor([derive(0, key) for key in batch.keys], device=engine.device)
+        known["sample_ids"] = batch.sample_ids.to(engine.device, non_blocking=True)
     if "surface_features" in needs:
         known["surface_features"] = torch.cat([surface_features(part.tokens) for part in parts])
     if "teacher_features" not in needs or state.ema is None:

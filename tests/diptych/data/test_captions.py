@@ -4,15 +4,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.data.captions import CaptionConfig, CaptionView, HardCaptionConfig, choose, choose_hard, clean, read
+from diptych.data.captions import (
+    CaptionConfig,
+    Captions,
+    CaptionView,
+    HardCaptionConfig,
+    choose,
+    choose_hard,
+    clean,
+    parse,
+    read,
+)
 from diptych.data.faults import UnusableSample
+from diptych.data.text_augment import TextAugmentConfig
 from diptych.seeding import generator
 
-CAPTIONS = {"name": ("waving hand",), "keywords": ("bye", "hello", "wave"), "empty": ()}
+CAPTIONS = Captions({"name": ("waving hand",), "keywords": ("bye", "hello", "wave"), "empty": ()})
 
 
 def draws(config: CaptionConfig, count: int = 200) -> list[str]:
-    return [choose(CAPTIONS, config, generator(0, i)) for i in range(count)]
+    return [choose(CAPTIONS, config.views, config, generator(0, i)) for i in range(count)]
 
 
 def test_views_are_drawn_by_weight() -> None:
@@ -35,7 +46,7 @@ def test_templates_and_columns_that_are_not_there() -> None:
 
 def test_no_text_is_unusable() -> None:
     with pytest.raises(UnusableSample, match="no_caption"):
-        choose(CAPTIONS, CaptionConfig((CaptionView(("empty",)),)), generator(0))
+        draws(CaptionConfig((CaptionView(("empty",)),)), 1)
 
 
 def test_captions_are_read_from_json_and_text() -> None:
@@ -59,12 +70,81 @@ def test_clean_text_has_no_control_characters_and_is_stable(text: str) -> None:
 
 def test_hard_captions_are_drawn_from_their_column() -> None:
     config = CaptionConfig(hard=HardCaptionConfig("wrong", count=3))
-    columns = {"txt": ("right",), "wrong": ("a", " b\n", "c", "d", "  ")}
+    columns = Captions({"txt": ("right",), "wrong": ("a", " b\n", "c", "d", "  ")})
     rng = generator(0, "hard")
     drawn = [choose_hard(columns, config, rng) for _ in range(50)]
     assert all(len(set(texts)) == 3 for texts in drawn)
     assert {text for texts in drawn for text in texts} == {"a", "b", "c", "d"}
-    assert choose_hard({"wrong": ("a",)}, config, rng) == ("a", "a", "a")
+    assert choose_hard(Captions({"wrong": ("a",)}), config, rng) == ("a", "a", "a")
     assert choose_hard(columns, CaptionConfig(), rng) == ()
     with pytest.raises(UnusableSample, match="no_hard_caption"):
-        choose_hard({"txt": ("right",)}, config, rng)
+        choose_hard(Captions({"txt": ("right",)}), config, rng)
+
+
+@pytest.mark.parametrize(
+    ("pick", "expected"),
+    [("first", {"bye"}), ("random", {"bye", "hello", "wave"}), ("all", {"bye, hello, wave"})],
+)
+def test_rules_of_choice(pick: str, expected: set[str]) -> None:
+    assert set(draws(CaptionConfig((CaptionView(("keywords",), pick=pick),)), 60)) == expected
+
+
+def test_texts_are_drawn_by_their_scores() -> None:
+    document = {"captions": {"synthetic": ["a", "b", "c"]}, "clip_score": [3, 0, 1.0]}
+    captions = parse({"json": json.dumps(document).encode()})
+    config = CaptionConfig((CaptionView(("synthetic",), pick="weighted", scores="clip_score"),))
+    drawn = [choose(captions, config.views, config, generator(0, i)) for i in range(2000)]
+    assert set(drawn) == {"a", "c"}
+    assert abs(drawn.count("a") / 2000 - 0.75) < 0.04  # four standard deviations
+    other = parse({"json": json.dumps(document | {"clip_score": [1, 2]}).encode()})
+    with pytest.raises(UnusableSample, match="bad_caption"):
+        choose(other, config.views, config, generator(0))
+
+
+def test_others_forms_of_captions() -> None:
+    assert read({"json": b'{"caption": "one", "url": "x"}'}) == {"caption": ("one",)}
+    assert read({"json": b'{"captions": ["a", "b"]}'}) == {"captions": ("a", "b")}
+    named = parse({"json": b'{"TEXT": "from a key that only a view knows"}'})
+    config = CaptionConfig((CaptionView(("TEXT",)),))
+    assert choose(named, config.views, config, generator(0)) == "from a key that only a view knows"
+
+
+def test_language_names_columns() -> None:
+    config = CaptionConfig((CaptionView(("name_{language}", "txt")),), hard=HardCaptionConfig("hard_{language}"))
+    german = config.in_language("de")
+    assert german.views[0].columns == ("name_de", "txt")
+    assert german.hard == HardCaptionConfig("hard_de")
+
+
+def test_forms_of_unicode_and_lengths() -> None:
+    assert clean("ﬁne\u00a0\x00 line\u2028\x85end", form="NFKC") == "fine line end"
+    assert clean("e\u0301") == "é"
+    assert clean("\u0001\u0002") == ""
+    config = CaptionConfig((CaptionView(("name",)),), min_chars=20)
+    with pytest.raises(UnusableSample, match="no_caption"):
+        draws(config, 1)
+
+
+SENTENCES = "One dog runs. Two cats sleep! Does it rain?"
+
+
+def augmented(**settings: float) -> set[str]:
+    captions = Captions({"txt": (SENTENCES,)})
+    config = CaptionConfig(augment=TextAugmentConfig(**settings))
+    return {choose(captions, config.views, config, generator(0, i)) for i in range(200)}
+
+
+def test_sub_captions_are_runs_of_sentences() -> None:
+    runs = {"One dog runs.", "Two cats sleep!", "Does it rain?", "One dog runs. Two cats sleep!"}
+    assert augmented(sub_caption=1.0) == runs | {"Two cats sleep! Does it rain?"}
+    assert SENTENCES in augmented(sub_caption=0.5)
+
+
+def test_word_dropout_leaves_at_least_one_word_in_order() -> None:
+    words = SENTENCES.split()
+    for text in augmented(word_dropout=0.9):
+        kept = [words.index(word) for word in text.split()]
+        assert kept
+        assert kept == sorted(kept)
+    assert len(augmented(word_dropout=1.0)) == len(words)
+    assert augmented() == {SENTENCES}

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 import diptych.testing as make
 from diptych.data.batch import Batch, Cursors
-from diptych.data.loader import DataConfig, Feed, build_loader
+from diptych.data.loader import build_loader
 from diptych.data.order import LaneCursor, Share, deal
-from diptych.data.stream import LanePlan, lane_samples, list_shards
+from diptych.data.reader import Feed
+from diptych.data.shards import ShardStore, list_shards
+from diptych.data.sources import DataConfig
+from diptych.data.stream import LanePlan, lane_entries
 from diptych.models.towers.open_clip import OpenClipTowers
 from diptych.testing import TINY_MODEL
 
@@ -52,6 +55,10 @@ def global_batches(settings: DataConfig, *, batch: int, world: int, count: int, 
     ]
 
 
+def lane_keys(plan: LanePlan, start: LaneCursor, count: int) -> list[tuple[str, LaneCursor]]:
+    return [(entry.read().key, cursor) for entry, cursor in islice(lane_entries(plan, start, ShardStore()), count)]
+
+
 @given(
     sizes=st.lists(st.integers(0, 7), min_size=2, max_size=6).filter(lambda sizes: sum(sizes) > 0),
     lanes=st.integers(1, 3),
@@ -67,8 +74,7 @@ def test_every_sample_once_per_epoch(sizes: list[int], lanes: int, window: int, 
             for lane in range(lanes):
                 plan = LanePlan(shards, lane, lanes, seed, window)
                 size = sum(sizes[number] for number in deal(len(shards), lanes, seed=seed, epoch=epoch)[lane])
-                samples = islice(lane_samples(plan, LaneCursor(epoch, 0)), size)
-                keys.update(sample.key for sample, _ in samples)
+                keys.update(key for key, _ in lane_keys(plan, LaneCursor(epoch, 0), size))
             assert keys == Counter(f"s{i:04d}" for i in range(sum(sizes)))
 
 
@@ -85,10 +91,9 @@ def test_a_lane_resumed_anywhere_goes_on_as_if_never_stopped(
     with tempfile.TemporaryDirectory() as folder:
         shards = list_shards(str(make.write_shards(Path(folder), sizes, indexed=indexed)))
         plan = LanePlan(shards, 0, 1, 7, window)
-        unbroken = [(s.key, cursor) for s, cursor in islice(lane_samples(plan, LaneCursor()), 40)]
+        unbroken = lane_keys(plan, LaneCursor(), 40)
         start = unbroken[at - 1][1] if at else LaneCursor()
-        resumed = [(s.key, cursor) for s, cursor in islice(lane_samples(plan, start), 40 - at)]
-        assert resumed == unbroken[at:]
+        assert lane_keys(plan, start, 40 - at) == unbroken[at:]
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 2), (2, 0), (2, 2), (4, 0), (4, 1)])

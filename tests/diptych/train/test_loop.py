@@ -1,10 +1,8 @@
 """The loop is exact: resumed equals never stopped, two processes equal one, and other runs are refused."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from diptych.config import dump, from_tree
-from diptych.data.loader import Feed, build_loader
+from diptych.data.loader import build_loader
+from diptych.data.reader import Feed
 from diptych.errors import CheckpointError, ConfigError, DataError
 from diptych.log import read_metrics
 from diptych.losses import objective
@@ -125,16 +124,6 @@ def test_evaluation_during_training(shards: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [5, 10]
 
 
-def launch(path: Path) -> None:
-    """`accelerate launch` with two processes, as the documents print it."""
-    accelerate = Path(__file__).parents[3] / "configs" / "accelerate" / "cpu.yaml"
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(accelerate)]
-    command += ["-m", "diptych.train", str(path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
-    assert done.returncode == 0, done.stderr
-
-
 def forget_after(run: Path, step: int) -> None:
     """As if the run had died after the checkpoint of that step."""
     for folder in (run / "checkpoints").glob("step-*"):
@@ -143,7 +132,7 @@ def forget_after(run: Path, step: int) -> None:
 
 
 @pytest.mark.distributed
-def test_two_processes_under_accelerate_equal_one(shards: Path, tmp_path: Path) -> None:
+def test_two_processes_under_accelerate_equal_one(shards: Path, tmp_path: Path, launch: Callable[[Path], None]) -> None:
     loop.train(recipe(shards, tmp_path / "one"))
     (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two")))
     launch(tmp_path / "two.yaml")
@@ -166,8 +155,9 @@ def test_one_process_goes_on_where_two_stopped(shards: Path, tmp_path: Path) -> 
     """The cursors of both ranks are in a checkpoint: whoever resumes sees the same samples."""
     states = run_ranks(_cursors_after_three_batches, 2, shards)
     assert states[0] == states[1]
-    assert sorted(states[0]["cursors"]["lanes"]) == ["0", "1"]
-    assert all(position > 0 for _, position in states[0]["cursors"]["lanes"].values())
+    lanes = states[0]["cursors"]["sources"][""]["lanes"]
+    assert sorted(lanes) == ["0", "1"]
+    assert all(position > 0 for _, position in lanes.values())
 
 
 def _cursors_after_three_batches(rank: int, shards: Path) -> dict[str, Any]:
@@ -178,7 +168,7 @@ def _cursors_after_three_batches(rank: int, shards: Path) -> dict[str, Any]:
     feed = Feed(global_batch=8, rank=rank, world_size=2, seed=0, image_size=16, tokenizer=model.tokenizer)
     with build_loader(config.data, feed).batches() as batches:
         for batch in islice(batches, 3):
-            state.advance(samples=8, cursors=batch.cursors)
+            state.advance(batch, samples=8)
     return state.snapshot().state
 
 

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 
 import diptych.testing as make
 from diptych.config import dump, from_tree
-from diptych.data.loader import Feed, build_loader
+from diptych.data.batch import Cursors
+from diptych.data.loader import build_loader
+from diptych.data.reader import Feed
 from diptych.errors import ConfigError
 from diptych.log import read_metrics
 from diptych.losses import objective
@@ -143,8 +145,8 @@ def test_hard_captions_of_the_data_are_trained_with(hard_shards: Path, tmp_path:
     plain = recipe(hard_shards, tmp_path / "plain", data=data | {"captions": {"views": [{"columns": ["name"]}]}})
     feeds = [Feed(8, 0, 1, 0, 16, dual_encoder.build(plain.model, seed=0).tokenizer) for _ in range(2)]
     for with_hard, without in zip(
-        islice(build_loader(whole.data, feeds[0])._generate(None), 4),
-        islice(build_loader(plain.data, feeds[1])._generate(None), 4),
+        islice(build_loader(whole.data, feeds[0])._generate(Cursors()), 4),
+        islice(build_loader(plain.data, feeds[1])._generate(Cursors()), 4),
         strict=True,
     ):
         assert with_hard.keys == without.keys  # they change nothing else

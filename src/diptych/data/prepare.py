@@ -1,0 +1,143 @@
+"""One raw sample to what training needs of it: pixels, captions, the numbers that decide its augmentation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from diptych.data import captions as texts
+from diptych.data.augment import augment_all, draw
+from diptych.data.batch import Rows
+from diptych.data.faults import UnusableSample
+from diptych.data.images import ImageConfig, picture_extension, training_view
+from diptych.data.shards import RawSample
+from diptych.data.sources import Source
+from diptych.data.tokens import Tokenizer
+from diptych.seeding import derive
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One usable sample."""
+
+    key: str
+    shard: str
+    caption: str
+    hard_captions: tuple[str, ...]
+    second_caption: str | None
+    pixels: np.ndarray
+    """uint8 [3, size, size], or RGBA [4, size, size] where the picture is transparent."""
+    draws: np.ndarray
+    """What decides its augmentation."""
+
+
+def prepare(raw: RawSample, source: Source, size: int, *, rng: np.random.Generator, cache: "PixelCache") -> Prepared:
+    """A training view of a sample, by the rules of its source.
+
+    Args:
+        size: side of the view, pixels.
+        rng: decides all that is random about it; the order of the calls below is part of what a seed means.
+
+    Raises:
+        UnusableSample: it cannot be used.
+    """
+    config = source.captions
+    captions = texts.parse(raw.members)
+    caption = texts.choose(captions, config.views, config, rng)
+    pixels = _pixels(raw, source.images, size, rng=rng, cache=cache)
+    draws = draw(rng)
+    hard = texts.choose_hard(captions, config, rng)
+    second = texts.choose(captions, config.second_views, config, rng) if config.second_views else None
+    return Prepared(raw.key, raw.shard, caption, hard, second, pixels, draws)
+
+
+def _pixels(
+    raw: RawSample, config: ImageConfig, size: int, *, rng: np.random.Generator, cache: "PixelCache"
+) -> np.ndarray:
+    whole = config.min_crop == 1
+    pixels = cache.get(raw) if whole else None
+    if pixels is None:
+        pixels = training_view(picture_bytes(raw.members), size, config, rng)
+        if whole:
+            cache.put(raw, pixels)
+    return pixels
+
+
+def picture_bytes(members: Mapping[str, bytes]) -> bytes:
+    """The member that holds the picture. Raises UnusableSample `no_picture`."""
+    extension = picture_extension(members)
+    if extension is None:
+        raise UnusableSample("no_picture")
+    return members[extension]
+
+
+class PixelCache:
+    """Remembers prepared pictures where every epoch prepares them alike (no random crop): the first that fit stay."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+        self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+    def get(self, raw: RawSample) -> np.ndarray | None:
+        """The pixels, if they are known."""
+        return self._kept.get((raw.shard, raw.key))
+
+    def put(self, raw: RawSample, pixels: np.ndarray) -> None:
+        """Keeps the pixels while there is room."""
+        if pixels.nbytes <= self._left:
+            self._left -= pixels.nbytes
+            self._kept[raw.shard, raw.key] = np.ascontiguousarray(pixels)
+
+
+def rows(
+    samples: Sequence[Prepared], of: Sequence[int], *, sources: Sequence[Source], size: int, tokenizer: Tokenizer
+) -> Rows:
+    """Samples side by side.
+
+    Args:
+        of: the number of each sample's source.
+        size: side of the views, pixels.
+    """
+    captions = [sample.caption for sample in samples]
+    hard = [text for sample in samples for text in sample.hard_captions]
+    second = [sample.second_caption for sample in samples if sample.second_caption is not None]
+    config = sources[0].captions  # the settings see to it that all sources bring the same kinds of captions
+    hard_count = config.hard.count if config.hard is not None else 0
+    return Rows(
+        images=_views(samples, of, sources, size),
+        tokens=encode(captions, tokenizer),
+        caption_ids=torch.tensor([derive(0, caption) for caption in captions], dtype=torch.long),
+        sample_ids=torch.tensor([_identity(sample) for sample in samples], dtype=torch.long),
+        hard_tokens=encode(hard, tokenizer).view(len(samples), hard_count, tokenizer.context_length),
+        second_tokens=encode(second, tokenizer) if config.second_views else None,
+    )
+
+
+def _views(
+    samples: Sequence[Prepared], of: Sequence[int], sources: Sequence[Source], size: int
+) -> UInt8[Tensor, "n 3 side side"]:
+    """The augmented pictures, each by the settings of its source."""
+    images = torch.empty(len(samples), 3, size, size, dtype=torch.uint8)
+    for number, source in enumerate(sources):
+        places = [place for place, its in enumerate(of) if its == number]
+        if places:
+            pixels = [samples[place].pixels for place in places]
+            draws = np.stack([samples[place].draws for place in places])
+            views = augment_all(pixels, draws, source.images.augment)
+            if len(places) == len(samples):
+                return views
+            images[places] = views
+    return images
+
+
+def encode(captions: Sequence[str], tokenizer: Tokenizer) -> Int[Tensor, "n context"]:
+    """Token ids; of no captions, none."""
+    return tokenizer(captions) if captions else torch.empty(0, tokenizer.context_length, dtype=torch.long)
+
+
+def _identity(sample: Prepared) -> int:
+    """Does not depend on where the shards lie."""
+    return derive(0, sample.shard.rpartition("/")[2], sample.key)
