@@ -2,137 +2,237 @@
 
 OUT/                      layout `train`            OUT/                            layout `benchmark`
   000000.tar                                          test/0.tar, test/nshards.txt
-  000000.tar.index.json                               classnames.txt, zeroshot_classification_templates.txt
+  000000.tar.index.jsonl                              classnames.txt, zeroshot_classification_templates.txt
+  pack.json, skipped.jsonl                            pack.json, skipped.jsonl
 
-A sample is `KEY.webp` (the picture's own bytes and extension), `KEY.txt` (its first caption), `KEY.json`
+A sample is `KEY.webp` (the picture's own bytes, which tell the extension), `KEY.txt` (its first caption), `KEY.json`
 (`{"captions": {column: [text, …]}, "meta": {…}}`) and, with a label, `KEY.cls`. The benchmark layout is the one that
-clip-benchmark reads. Equal input gives equal bytes.
+clip-benchmark reads. `pack.json` counts rows, samples and what was skipped; `skipped.jsonl` lists the latter. Equal
+input gives equal bytes, for any number of workers.
+
+Rows are dealt to shards by their number before any is read; so shards do not depend on each other, are written by
+several processes, and those that are complete outlast an interruption (see `packing.workfolder`).
 """
 
-import io
 import json
 import logging
 import os
 import shutil
-import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Any
+
+import numpy as np
 
 from diptych import log as logs
-from diptych.config import Config
-from diptych.data import index
-from diptych.data.faults import UnusableSample
-from diptych.data.images import decode
+from diptych.config import to_tree
 from diptych.errors import DataError
-from diptych_data.readers import folder, table
-from diptych_data.readers.family import Row
+from diptych.runfolder import write_text
+from diptych.seeding import generator
+from diptych_data.packing import shard, workers
+from diptych_data.packing.encode import Shrink
+from diptych_data.packing.options import PackOptions
+from diptych_data.packing.workfolder import WorkFolder, opened
+from diptych_data.readers.family import Columns, Numbers, Source, open_source
+
+__all__ = ["PackOptions", "PackSummary", "pack"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PackOptions(Config):
-    """What is packed, and how."""
-
-    source: Path
-    """Folder of pictures, or a .csv/.tsv table."""
-    out: Path
-    """Folder for the shards."""
-    image: str = "image"
-    """Table: column of picture paths, relative to the table."""
-    captions: tuple[str, ...] = ("caption",)
-    """Table: columns of captions; the first gives the .txt member."""
-    separator: str | None = None
-    """Table: what divides several captions in one cell; none: a cell is one caption."""
-    label: str | None = None
-    """Table: column of class numbers; gives the .cls member."""
-    captions_file: Path | None = None
-    """Folder: text file with one caption per picture, in the order of the sorted paths."""
-    samples_per_shard: int = 1000
-    """Samples in a shard (the last has fewer). At least as many shards as data.lanes are needed to train."""
-    layout: Literal["train", "benchmark"] = "train"
-    """`benchmark` writes a test set that zero-shot classification and clip-benchmark read."""
-    classes: Path | None = None
-    """Benchmark: file with one class name per line; line number = label."""
-    templates: Path | None = None
-    """Benchmark: file with one prompt per line, `{c}` for the class name; none: the bare name."""
-    on_bad: Literal["stop", "skip"] = "stop"
-    """What an unreadable picture does."""
-    overwrite: bool = False
-    """Replace a folder that is already there."""
-
-    def __post_init__(self) -> None:
-        if self.samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard must be at least 1, not {self.samples_per_shard}")
-        if self.layout == "benchmark" and self.label is not None and self.classes is None:
-            raise ValueError("the benchmark layout with labels needs classes=FILE")
+_ROWS_PER_WORKER = 2000
+"""Fewer are sooner packed by one process than a second one is started."""
+_FREE = ("out", "workers", "overwrite")
+"""Options that change no byte of a shard."""
 
 
 @dataclass(frozen=True)
 class PackSummary:
     """What was written."""
 
+    rows: int
     samples: int
     shards: int
     skipped: int
-    out: str
+    skipped_by_reason: dict[str, int] = field(default_factory=dict)
+    out: str = ""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a shard goes, and which rows are in it."""
+
+    tar: Path
+    outcome: Path
+    numbers: Numbers
 
 
 def pack(options: PackOptions) -> PackSummary:
-    """Writes the shards of a source.
+    """Writes the shards of a source. Interrupted, the same call goes on with the shards that are not complete.
 
     Raises:
-        DataError: the source cannot be used, a picture is unreadable, or `out` is not empty. Nothing is left behind.
+        DataError: the source cannot be used, a row is bad and `on_bad` is `stop`, or `out` is not empty: nothing is
+            left behind. Or the disk is full, or a process was killed: complete shards are kept for the next try.
     """
-    out = options.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not options.overwrite:
-        raise DataError(f"output folder is not empty · {out} · choose another, or add --overwrite")
-    rows = _rows(options)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    out = options.out.resolve()
+    WorkFolder(out).restore()
+    _require_free(out, options)
+    source = open_source(options.source, options.form, _columns(options))
+    if options.key is not None:
+        _require_unique(source, options)
     try:
-        summary = _write_all(options, rows, temporary)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
+        with opened(out, _digest(options, source)) as folder:
+            return _pack_into(folder, options, source)
     except OSError as error:
+        reason = error.strerror or error
         raise DataError(
-            f"shards not written ({error}) · {out} · free space or mend permissions, and start again"
+            f"shards not written ({reason}) · {out} · free space or mend permissions; the same command goes on"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _require_free(out: Path, options: PackOptions) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"output folder is a file · {out} · choose another")
+    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
+        raise DataError(f"output folder is not empty · {out} · choose another, or add --overwrite")
+    inputs = (options.source, options.image_root, options.captions_file, options.classes, options.templates)
+    for path in inputs:
+        if path is not None and path.resolve().is_relative_to(out):
+            raise DataError(f"output folder holds the input ({path}) · {out} · choose another")
+
+
+def _columns(options: PackOptions) -> Columns:
+    return Columns(
+        image=options.image,
+        captions=options.captions,
+        label=options.label,
+        key=options.key,
+        separator=options.separator,
+        captions_file=options.captions_file,
+        image_root=options.image_root,
+    )
+
+
+def _require_unique(source: Source, options: PackOptions) -> None:
+    """Raises DataError for a key that is there twice.
+
+    Keys are compared by 64-bit checksums, which hold a million rows in few bytes and of different keys are not equal.
+    """
+    rows, sums = array("q"), array("q")
+    with logs.progress("checking keys", source.num_rows) as bar:
+        for number, key in enumerate(source.keys()):
+            bar.advance()
+            if key is not None:  # a row without one is bad, and found when it is packed
+                rows.append(number)
+                digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+                sums.append(int.from_bytes(digest, "little", signed=True))
+    order = np.argsort(sums, kind="stable")
+    (again,) = np.nonzero(np.diff(np.array(sums)[order]) == 0)
+    if len(again):
+        first, second = (source.where(rows[order[place]]) for place in (again[0], again[0] + 1))
+        advice = "use a column without repetitions"
+        raise DataError(f"key is there twice ({first}; {second}) · column {options.key} · {advice}")
+
+
+def _digest(options: PackOptions, source: Source) -> str:
+    """Equal where the same shards would be written."""
+    parts = [_settings(options), str(options.source.resolve()), source.identity, source.num_rows]
+    parts += [_content(path) for path in (options.classes, options.templates)]
+    return blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
+
+
+def _settings(options: PackOptions) -> dict[str, Any]:
+    return {name: value for name, value in to_tree(options).items() if name not in _FREE}
+
+
+def _content(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_bytes().hex()
+    except OSError as error:
+        raise DataError(f"file cannot be read ({error.strerror}) · {path} · check the path") from error
+
+
+def _pack_into(folder: WorkFolder, options: PackOptions, source: Source) -> PackSummary:
+    try:
+        source.prepare(folder.work, "source" if options.shuffle_seed is None else "shuffled")
+        places = list(_places(folder, options, source.num_rows))
+        _write_shards(places, options, source)
+        summary = _summarise(folder, places, options)
+        if options.layout == "benchmark":
+            _write_benchmark_files(options, folder.shards, len(places))
+    except workers.Killed:
+        raise
+    except DataError:
+        folder.discard()
+        raise
+    folder.finish()
+    if summary.skipped:
+        log.warning(
+            "%d of %d rows skipped (%s): see %s",
+            summary.skipped,
+            summary.rows,
+            ", ".join(f"{count} {reason}" for reason, count in summary.skipped_by_reason.items()),
+            options.out / "skipped.jsonl",
+        )
     return summary
 
 
-def _rows(options: PackOptions) -> Sequence[Row]:
-    if options.source.is_dir():
-        return folder.read(options.source, options.captions_file)
-    if options.source.suffix.lower() in (".csv", ".tsv", ".tab"):
-        columns = table.Columns(options.image, options.captions, options.label, options.separator)
-        return table.read(options.source, columns)
-    raise DataError(f"neither a folder nor a .csv or .tsv table · {options.source} · check the path")
-
-
-def _write_all(options: PackOptions, rows: Sequence[Row], out: Path) -> PackSummary:
+def _places(folder: WorkFolder, options: PackOptions, num_rows: int) -> Iterator[_Place]:
+    order = np.arange(num_rows)
+    if options.shuffle_seed is not None:
+        order = generator(options.shuffle_seed, "pack").permutation(num_rows)
     benchmark = options.layout == "benchmark"
-    shards_folder = out / "test" if benchmark else out
-    shards_folder.mkdir(exist_ok=True)
-    samples = shards = skipped = 0
-    with logs.progress(f"packing {options.out.name}", len(rows)) as bar:
-        for start in range(0, len(rows), options.samples_per_shard):
-            part = rows[start : start + options.samples_per_shard]
-            name = f"{shards}.tar" if benchmark else f"{shards:06d}.tar"
-            written = _write_shard(shards_folder / name, part, first=start, on_bad=options.on_bad)
-            samples, skipped, shards = samples + written, skipped + len(part) - written, shards + 1
-            bar.advance(len(part))
+    shards = folder.shards / "test" if benchmark else folder.shards
+    shards.mkdir(exist_ok=True)
+    for number, start in enumerate(range(0, num_rows, options.samples_per_shard)):
+        tar = shards / (f"{number}.tar" if benchmark else f"{number:06d}.tar")
+        yield _Place(tar, folder.outcomes / f"{tar.stem}.json", order[start : start + options.samples_per_shard])
+
+
+def _write_shards(places: Sequence[_Place], options: PackOptions, source: Source) -> None:
+    shrink = Shrink(options.max_side, options.quality) if options.max_side is not None else None
+    missing = [place for place in places if shard.finished(place.tar, place.outcome) is None]
+    rows = sum(len(place.numbers) for place in missing)
+    if len(missing) < len(places):
+        log.info("goes on: %d of %d shards are complete", len(places) - len(missing), len(places))
+    tasks = (
+        shard.Task(place.tar, place.outcome, place.numbers, source.part(place.numbers), options.on_bad, shrink)
+        for place in missing
+    )
+    number = options.workers or min(workers.cores(), max(1, rows // _ROWS_PER_WORKER))
+    with logs.progress(f"packing {options.out.name}", source.num_rows, done=source.num_rows - rows) as bar:
+        for outcome in workers.run(shard.write, tasks, workers=min(number, len(missing))):
+            bar.advance(outcome.rows)
+
+
+def _summarise(folder: WorkFolder, places: Sequence[_Place], options: PackOptions) -> PackSummary:
+    """Adds up the shards' outcomes; writes pack.json and, where rows were skipped, skipped.jsonl."""
+    rows = samples = 0
+    reasons: Counter[str] = Counter()
+    listing = folder.shards / "skipped.jsonl"
+    with listing.open("w", encoding="utf-8") as file:
+        for place in places:
+            outcome = shard.read_outcome(place.outcome)
+            rows, samples = rows + outcome.rows, samples + outcome.samples
+            for skipped in outcome.skipped:
+                reasons[skipped.reason] += 1
+                file.write(json.dumps(vars(skipped), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if not reasons:
+        listing.unlink()
     if not samples:
-        raise DataError(f"not one readable picture · {options.source}")
-    if benchmark:
-        _write_benchmark_files(options, out, shards)
-    return PackSummary(samples, shards, skipped, str(options.out))
+        found = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        raise DataError(f"not one readable picture ({found}) · {options.source} · check the pictures")
+    summary = PackSummary(rows, samples, len(places), reasons.total(), dict(sorted(reasons.items())), str(options.out))
+    report = {"format": 1} | {name: value for name, value in vars(summary).items() if name != "out"}
+    text = json.dumps(report | {"options": _settings(options)}, ensure_ascii=False, indent=1)
+    write_text(folder.shards / "pack.json", text + "\n")
+    return summary
 
 
 def _write_benchmark_files(options: PackOptions, out: Path, shards: int) -> None:
@@ -146,45 +246,3 @@ def _write_benchmark_files(options: PackOptions, out: Path, shards: int) -> None
         shutil.copyfile(options.templates, templates)
     else:
         templates.write_text("{c}\n", encoding="utf-8")
-
-
-def _write_shard(path: Path, rows: Sequence[Row], *, first: int, on_bad: str) -> int:
-    """Writes one shard and its index; returns the number of samples in it."""
-    written = 0
-    with path.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for number, row in enumerate(rows, start=first):
-                data = row.picture.read_bytes()
-                try:
-                    decode(data)
-                except UnusableSample as fault:
-                    if on_bad == "stop":
-                        raise DataError(
-                            f"unreadable picture ({fault}) · {row.picture} · replace it, or pack with on_bad=skip"
-                        ) from fault
-                    log.warning("unreadable picture left out: %s (%s)", row.picture, fault)
-                    continue
-                _add_sample(tar, f"{number:08d}", row, data)
-                written += 1
-        file.flush()
-        os.fsync(file.fileno())
-    index.write(path, index.scan(path))
-    return written
-
-
-def _add_sample(tar: tarfile.TarFile, key: str, row: Row, data: bytes) -> None:
-    first = next(text for texts in row.captions.values() for text in texts)
-    document = {"captions": row.captions, "meta": row.meta | {"file": row.picture.name}}
-    extension = row.picture.suffix.lower().lstrip(".")
-    _add(tar, f"{key}.{extension}", data)
-    if row.label is not None:
-        _add(tar, f"{key}.cls", str(row.label).encode())
-    _add(tar, f"{key}.json", json.dumps(document, ensure_ascii=False).encode())
-    _add(tar, f"{key}.txt", first.encode())
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A plain member without owner or time, so that equal input gives equal bytes."""
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    tar.addfile(entry, io.BytesIO(data))

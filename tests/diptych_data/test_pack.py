@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 from PIL import Image
 
 from diptych.config import from_tree
-from diptych.data.loader import read_split
+from diptych.data import index
+from diptych.data.evaluation import read_split
 from diptych.errors import ConfigError, DataError
 from diptych_data.index import index_shards
 from diptych_data.pack import PackOptions, PackSummary, pack
@@ -43,7 +43,7 @@ def table(path: Path, rows: list[dict[str, str]], header: list[str] | None = Non
 
 def test_a_folder_with_captions_beside(folder: Path, tmp_path: Path) -> None:
     summary = run(folder, tmp_path / "out", samples_per_shard=2)
-    assert summary == PackSummary(samples=5, shards=3, skipped=0, out=str(tmp_path / "out"))
+    assert summary == PackSummary(rows=5, samples=5, shards=3, skipped=0, out=str(tmp_path / "out"))
     samples = list(read_split(str(tmp_path / "out"), 7))
     assert [sample.captions["txt"] for sample in samples] == [(f"picture {i}", "second caption") for i in range(5)]
     assert [int(sample.image[0, 3, 3]) for sample in samples] == [0, 1, 2, 3, 4]
@@ -133,7 +133,7 @@ def test_a_bad_table_is_one_line(tmp_path: Path, case: str, message: str) -> Non
 
 
 def test_bad_folders(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither a folder nor"):
+    with pytest.raises(DataError, match="no such folder or table"):
         run(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no pictures"):
@@ -175,15 +175,17 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_index_writes_what_pack_wrote(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "out")
-    sidecar = tmp_path / "out" / "000000.tar.index.json"
-    before = json.loads(sidecar.read_text())
-    sidecar.unlink()
-    assert index_shards(tmp_path / "out") == [tmp_path / "out" / "000000.tar"]
-    assert json.loads(sidecar.read_text()) == before
-    key, members = before["samples"][2]
-    offset, size = members["txt"]
-    assert (tmp_path / "out" / "000000.tar").read_bytes()[offset : offset + size] == b"picture 2"
-    assert key == "00000002"
+    tar = tmp_path / "out" / "000000.tar"
+    before = index.sidecar(tar).read_bytes()
+    index.sidecar(tar).unlink()
+    index_shards(tmp_path / "out")
+    assert index.sidecar(tar).read_bytes() == before
+    written = index.read(tar)
+    assert written is not None
+    sample = written.samples[2]
+    (text,) = [member for member in sample.members if member.extension == "txt"]
+    assert tar.read_bytes()[text.offset : text.offset + text.size] == b"picture 2"
+    assert sample.key == "00000002"
 
 
 def test_a_broken_shard_has_no_index(tmp_path: Path) -> None:

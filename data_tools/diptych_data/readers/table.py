@@ -1,90 +1,113 @@
 """A CSV or TSV table: a column with picture paths, one or more with captions, one with labels if there is one."""
 
 import csv
-import difflib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.errors import DataError
-from diptych_data.readers.family import Row
+from diptych_data.readers.family import Columns, Numbers, Part, Reader, Row, RowFault, Source
+from diptych_data.readers.lines import Lines, Spans, decode_line, spans
+from diptych_data.readers.record import find_picture, key_of, require_columns, to_row
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which column means what."""
+class Table(Reader, name="table"):
+    """One row per picture, with a header."""
 
-    image: str
-    captions: tuple[str, ...]
-    label: str | None
-    separator: str | None
-    """What divides several captions in one cell; None: a cell is one caption."""
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the file's name."""
+        return path.is_file() and path.suffix.lower() in _DELIMITERS
 
-
-def read(path: Path, columns: Columns) -> Sequence[Row]:
-    """Rows of the table, in order; relative picture paths are looked up beside the table.
-
-    Raises:
-        DataError: no table, missing columns, a cell or label that cannot be used, a picture that is not there.
-    """
-    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, delimiter=delimiter)
-            _check_header(path, table.fieldnames or [], columns)
-            rows = [_row(path, number, cells, columns) for number, cells in enumerate(table, start=2)]
-    except FileNotFoundError:
-        raise DataError(f"no such table · {path} · check the path") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"table is not UTF-8 (byte {error.start}) · {path} · convert it") from error
-    except csv.Error as error:
-        raise DataError(f"not readable as a table ({error}) · {path}") from error
-    if not rows:
-        raise DataError(f"table has no rows · {path}")
-    return rows
+    @classmethod
+    def open(cls, path: Path, columns: Columns) -> Source:
+        """Reads the table once to learn where its rows lie."""
+        return _TableSource(path, columns)
 
 
-def _check_header(path: Path, header: Sequence[str], columns: Columns) -> None:
-    wanted = [columns.image, *columns.captions, *([columns.label] if columns.label else [])]
-    for name in wanted:
-        if name not in header:
-            close = difflib.get_close_matches(name, header, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(header) or 'none'}"
-            raise DataError(f"table has no column {name!r} · {path} · {hint}")
+class _TableSource(Source):
+    def __init__(self, path: Path, columns: Columns) -> None:
+        self._columns, self._header = columns, []
+        try:
+            with path.open("rb") as file:
+                lines = Lines(file, path)
+                self._spans = spans((path,), self._find(lines, path))
+                self.identity = lines.checksum.hexdigest()
+        except csv.Error as error:
+            raise DataError(f"not readable as a table ({error}) · {path} · look for an open quote") from error
+        if not len(self._spans):
+            raise DataError(f"table has no rows · {path} · check the file")
+        self.num_rows = len(self._spans)
+
+    _header: list[str]
+
+    def _find(self, lines: Lines, path: Path) -> Iterator[tuple[int, int, int, int]]:
+        """The place of each row. A quoted cell may hold line ends, so only the parser knows where a row ends."""
+        reader = csv.reader(
+            (decode_line(line, lines.offset - len(line), path) for line in lines), delimiter=_delimiter(path)
+        )
+        self._header = next(reader, [])
+        require_columns(self._header, self._columns, path)
+        start, number = lines.offset, 2
+        for cells in reader:
+            if cells:
+                yield 0, start, lines.offset - start, number
+                number += 1
+            start = lines.offset
+
+    def part(self, numbers: Numbers) -> Part:
+        """Some rows."""
+        return _TablePart(self._spans.take(numbers), tuple(self._header), self._columns)
+
+    def where(self, number: int) -> str:
+        """Table and row; the header is row 1."""
+        return self._spans.where(number, "row")
+
+    def keys(self) -> Iterator[str | None]:
+        """The cells of the key column."""
+        place = self._header.index(str(self._columns.key))
+        for cells in _TablePart(self._spans, tuple(self._header), self._columns).cells():
+            yield key_of(cells[place]) if place < len(cells) else None
 
 
-def _row(path: Path, number: int, cells: dict[str | None, str | None], columns: Columns) -> Row:
-    where = f"{path}, row {number}"
-    if None in cells or None in cells.values():
-        raise DataError(f"row has another number of cells than the header · {where} · quote cells that hold commas")
-    texts = {str(name): str(value) for name, value in cells.items()}
-    captions = {name: _split(texts[name], columns.separator) for name in columns.captions}
-    if not any(captions.values()):
-        raise DataError(f"row has no caption in {', '.join(columns.captions)} · {where} · fill it or remove the row")
-    used = {columns.image, columns.label, *columns.captions}
-    meta = {name: value for name, value in texts.items() if name not in used}
-    return Row(_picture(path, texts[columns.image], where), captions, _label(texts, columns.label, where), meta)
+@dataclass(frozen=True)
+class _TablePart(Part):
+    places: Spans
+    header: tuple[str, ...]
+    columns: Columns
+
+    def cells(self) -> Iterator[list[str]]:
+        """The cells of each row."""
+        path = self.places.paths[0]
+        for data in self.places.read():
+            try:
+                text = io.StringIO(data.decode("utf-8"), newline="")
+                yield next(csv.reader(text, delimiter=_delimiter(path)))
+            except (UnicodeDecodeError, csv.Error, StopIteration) as error:
+                raise DataError(f"table changed while it was read · {path} · start again") from error
+
+    def rows(self) -> Iterator[Row | RowFault]:
+        """The rows, or what is wrong with them."""
+        for number, cells in enumerate(self.cells()):
+            where = self.places.where(number, "row")
+            try:
+                yield self._row(cells, where)
+            except RowFault as fault:
+                yield fault
+
+    def _row(self, cells: list[str], where: str) -> Row:
+        if len(cells) != len(self.header):
+            raise RowFault(
+                "bad_row", "row has another number of cells than the header", where, "quote cells that hold commas"
+            )
+        record = dict(zip(self.header, cells, strict=True))
+        base = self.columns.image_root or self.places.paths[0].parent
+        return to_row(record, self.columns, where, find_picture(record[self.columns.image], base, where))
 
 
-def _split(cell: str, separator: str | None) -> tuple[str, ...]:
-    parts = cell.split(separator) if separator else [cell]
-    return tuple(part.strip() for part in parts if part.strip())
-
-
-def _picture(table: Path, name: str, where: str) -> Path:
-    picture = Path(name)
-    if not picture.is_absolute():
-        if ".." in picture.parts:
-            raise DataError(f"picture path leaves the table's folder ({name}) · {where} · write an absolute path")
-        picture = table.parent / picture
-    if not name or not picture.is_file():
-        raise DataError(f"no such picture ({name}) · {where} · correct the path")
-    return picture
-
-
-def _label(texts: dict[str, str], column: str | None, where: str) -> int | None:
-    if column is None or not texts[column]:
-        return None
-    if not texts[column].isdigit():
-        raise DataError(f"label {texts[column]!r} is no class number · {where} · write 0, 1, 2 …")
-    return int(texts[column])
+def _delimiter(path: Path) -> str:
+    return _DELIMITERS.get(path.suffix.lower(), ",")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diptych.errors import CheckpointError, ConfigError
+from diptych.models.towers.bpe import BpeTokenizer
 from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
 
 _CONFIG_FILE, _WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
@@ -170,4 +171,6 @@ def _tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
         tokenizer = open_clip.HFTokenizer(source, context_length=length, **keywords)
     else:
         tokenizer = open_clip.SimpleTokenizer(context_length=length, **keywords)
+        if tokenizer.reduction_fn is None:
+            return BpeTokenizer(tokenizer, length)
     return CachedTokenizer(tokenizer, length)

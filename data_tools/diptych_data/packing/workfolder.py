@@ -1,0 +1,124 @@
+"""Where shards lie until all are complete, and what lets an interrupted pack go on.
+
+.OUT.tmp/             the shards; becomes OUT in the end
+.OUT.old/             what OUT held, until it is replaced
+.OUT.work/
+  digest              checksum of the options and of the source; another one, and the work starts afresh
+  lock                held by the process that packs
+  outcomes/000000.json   what became of each complete shard's rows
+  rows-00000.arrow    copies that a source needs
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from diptych.errors import DataError
+from diptych.runfolder import write_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """The folders of one pack."""
+
+    out: Path
+    """Absolute, links resolved."""
+
+    @property
+    def shards(self) -> Path:
+        """What becomes the output folder."""
+        return self.out.with_name(f".{self.out.name}.tmp")
+
+    @property
+    def work(self) -> Path:
+        """Everything else."""
+        return self.out.with_name(f".{self.out.name}.work")
+
+    @property
+    def outcomes(self) -> Path:
+        """One file per complete shard."""
+        return self.work / "outcomes"
+
+    @property
+    def old(self) -> Path:
+        """What was in the output folder, for the moment in which it is replaced."""
+        return self.out.with_name(f".{self.out.name}.old")
+
+    def restore(self) -> None:
+        """Puts back what was in the output folder where a pack was killed in that moment. Raises OSError."""
+        if self.old.exists() and not self.out.exists():
+            self.old.rename(self.out)
+
+    def discard(self) -> None:
+        """Removes both, with all that is in them."""
+        shutil.rmtree(self.shards, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def finish(self) -> None:
+        """Puts the shards in the place of the output folder. Raises OSError."""
+        for folder in (self.shards, *(inner for inner in self.shards.iterdir() if inner.is_dir())):
+            _sync(folder)
+        if self.out.exists():
+            shutil.rmtree(self.old, ignore_errors=True)
+            self.out.rename(self.old)
+        self.shards.rename(self.out)
+        _sync(self.out.parent)
+        shutil.rmtree(self.old, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+@contextmanager
+def opened(out: Path, digest: str) -> Iterator[WorkFolder]:
+    """The folders for work of this digest: as an interrupted pack left them, or empty.
+
+    Raises:
+        DataError: another process packs into `out`.
+        OSError: the folders cannot be made.
+    """
+    folder = WorkFolder(out)
+    folder.work.mkdir(parents=True, exist_ok=True)
+    lock = folder.work / "lock"
+    with lock.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another process packs into this folder · {out} · wait for it") from None
+        except OSError:
+            log.debug("no locks on this file system: %s", lock)
+        _make_ready(folder, digest)
+        yield folder
+
+
+def _make_ready(folder: WorkFolder, digest: str) -> None:
+    written = folder.work / "digest"
+    known = written.read_text(encoding="utf-8", errors="replace") if written.is_file() else None
+    if known != digest:
+        if known is not None:
+            log.warning("an unfinished pack with other options or of another source is thrown away: %s", folder.shards)
+        shutil.rmtree(folder.shards, ignore_errors=True)
+        for inner in folder.work.iterdir():
+            if inner.is_dir():
+                shutil.rmtree(inner)
+            elif inner.name != "lock":
+                inner.unlink()
+    folder.shards.mkdir(exist_ok=True)
+    folder.outcomes.mkdir(exist_ok=True)
+    for leftover in [*folder.shards.rglob(".*.part"), *folder.work.glob("*.part")]:
+        leftover.unlink()
+    write_text(written, digest)
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames inside a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
