@@ -1,0 +1,83 @@
+"""`diptych eval`, `report`, `export`: verbs that take a model or a run."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from diptych.cli.arguments import add_overwrite, add_settings, add_verb
+
+
+def add(verbs: Any) -> None:
+    """Declares the verbs."""
+    _add_eval(verbs)
+    _add_export(verbs)
+
+
+def _add_eval(verbs: Any) -> None:
+    evaluate = add_verb(
+        verbs,
+        "eval",
+        _eval,
+        "measure a model: zero-shot classification, retrieval; writes results.json, for a run also report.html",
+        example="diptych eval runs/first --config configs/eval/emoji.yaml",
+        keys="diptych_eval.suite:EvalConfig",
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="run folder, or open_clip:NAME[:TAG]")
+    evaluate.add_argument("--config", type=Path, required=True, help="YAML file of tasks")
+    evaluate.add_argument("--out", type=Path, help="folder for results (default: RUN/eval)")
+    add_settings(evaluate)
+    add_overwrite(evaluate, "results")
+    report = add_verb(
+        verbs, "report", _report, "draw the HTML report of a run again", example="diptych report runs/first"
+    )
+    report.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    report.add_argument("--out", type=Path, help="HTML file (default: RUN/report.html)")
+
+
+def _add_export(verbs: Any) -> None:
+    export = add_verb(
+        verbs,
+        "export",
+        _export,
+        "write a model in another library's form",
+        example="diptych export runs/first exported --to open_clip",
+    )
+    export.add_argument("model", metavar="MODEL", help="run folder, or open_clip:NAME[:TAG]")
+    export.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    export.add_argument("--to", choices=["open_clip"], default="open_clip", help="the library that will open it")
+    add_overwrite(export, "an export")
+
+
+def _eval(options: argparse.Namespace) -> dict[str, Any]:
+    from diptych.config import load as load_config
+    from diptych.runfolder import RunFolder
+    from diptych_eval.load import load
+    from diptych_eval.report.html import write_report
+    from diptych_eval.suite import EvalConfig, evaluate
+
+    tasks = load_config(EvalConfig, options.config, options.settings)
+    run = RunFolder(Path(options.model))
+    folder = options.out or (run.evaluation if run.exists else Path("eval") / options.model.replace("/", "_"))
+    results = evaluate(load(options.model), tasks, out=folder, overwrite=options.overwrite)
+    summary: dict[str, Any] = {f"{result.task} {result.dataset}": result.metrics for result in results}
+    if run.exists:
+        write_report(run.root, run.report)
+        summary["report"] = str(run.report)
+    return summary
+
+
+def _report(options: argparse.Namespace) -> dict[str, Any]:
+    from diptych.runfolder import RunFolder
+    from diptych_eval.report.html import write_report
+
+    run = RunFolder(options.run)
+    out = options.out or run.report
+    write_report(run.root, out)
+    return {"report": str(out)}
+
+
+def _export(options: argparse.Namespace) -> dict[str, Any]:
+    from diptych.export.to_open_clip import export
+    from diptych_eval.load import load
+
+    return {"folder": str(export(load(options.model).model, options.out, overwrite=options.overwrite))}

@@ -1,0 +1,54 @@
+"""`diptych train`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from diptych.cli.arguments import add_overwrite, add_settings, add_verb
+
+
+def add(verbs: Any) -> None:
+    """Declares the verb."""
+    train = add_verb(
+        verbs,
+        "train",
+        _train,
+        "pretrain a dual encoder; the same command again resumes",
+        example="diptych train configs/pretrain/emoji.yaml run=runs/first seed=1",
+        keys="diptych.train.recipe:Recipe",
+    )
+    train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the run")
+    add_settings(train)
+    add_overwrite(train, "a run")
+
+
+def _train(options: argparse.Namespace) -> dict[str, Any]:
+    from diptych.config import load
+    from diptych.distributed.runtime import launched_ranks
+    from diptych.runfolder import RunFolder
+    from diptych.train.loop import train
+    from diptych.train.recipe import Recipe
+
+    recipe = load(Recipe, options.config, options.settings)
+    if options.overwrite and launched_ranks().is_main:
+        RunFolder(recipe.run).remove()
+    run = train(recipe, _evaluator(recipe.evaluate.config))
+    return {"run": str(run.root), "samples_seen": recipe.total_steps * recipe.global_batch}
+
+
+def _evaluator(config: Path | None) -> Any:
+    """What the loop calls to measure a model while it trains; it knows nothing of the evaluation package."""
+    if config is None:
+        return None
+    from diptych.config import load
+    from diptych.models.dual_encoder import DualEncoder
+    from diptych_eval.load import ModelEncoder
+    from diptych_eval.suite import EvalConfig, evaluate
+
+    tasks = load(EvalConfig, config)
+
+    def measure(model: DualEncoder) -> dict[str, float]:
+        results = evaluate(ModelEncoder(model), tasks)
+        return {f"{result.dataset}/{name}": value for result in results for name, value in result.metrics.items()}
+
+    return measure
