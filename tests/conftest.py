@@ -53,15 +53,17 @@ def _plain_logging() -> Iterator[None]:
 
 
 @pytest.fixture
-def launch() -> Callable[[Path], None]:
+def launch() -> Callable[..., None]:
     """`accelerate launch` of a recipe with two processes, as the documents print it."""
 
-    def run(recipe: Path) -> None:
-        accelerate = ROOT / "configs" / "accelerate" / "cpu.yaml"
+    def run(recipe: Path, configuration: str = "cpu") -> None:
+        accelerate = ROOT / "configs" / "accelerate" / f"{configuration}.yaml"
         command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(accelerate)]
         command += ["-m", "diptych.train", str(recipe)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
         assert done.returncode == 0, done.stderr
+        way = {"cpu": "ddp", "cpu_fsdp2": "fsdp2"}[configuration]
+        assert f"ranks=2 way={way}" in done.stderr  # or one process would have been compared with itself
 
     return run

@@ -3,19 +3,21 @@
 import datetime
 import os
 from contextlib import AbstractContextManager
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from diptych.distributed import sharding
 from diptych.distributed.runtime import Ranks
 from diptych.errors import DistributedError
 
 _TIMEOUT = datetime.timedelta(minutes=10)
-M = TypeVar("M", bound=nn.Module)
+Way = Literal["single", "ddp", "fsdp2"]
 
 
 class Engine:
@@ -38,6 +40,7 @@ class Engine:
             kwargs_handlers=[group] if announced > 1 else [],
         )
         self.ranks = Ranks(self._accelerator.process_index, self._accelerator.num_processes)
+        self._way = _way(self._accelerator.distributed_type, self.ranks.world_size)
         if self.ranks.world_size != announced:
             raise DistributedError(
                 f"{announced} processes were launched but the group has {self.ranks.world_size} · rank "
@@ -49,19 +52,30 @@ class Engine:
         """Where this rank computes."""
         return self._accelerator.device
 
-    def prepare(self, model: M, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Moves the model to the device and wraps both as the accelerate configuration asks."""
-        if self._accelerator.distributed_type not in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        ):
-            raise DistributedError(
-                f"{self._accelerator.distributed_type.value} is not supported yet · accelerate configuration · "
-                "use one process or plain data parallel (configs/accelerate/ddp.yaml)"
-            )
-        wrapped, prepared = self._accelerator.prepare(model, optimizer)
-        return wrapped, prepared
+    @property
+    def way(self) -> Way:
+        """How a run is divided, as the accelerate configuration asks."""
+        return self._way
+
+    def shard(self, *models: nn.Module) -> None:
+        """Divides the models' parameters among the ranks where the run is divided by FSDP2; before the optimizer is
+        built, for parameters are replaced. Every rank must call."""
+        if self._way == "fsdp2":
+            for model in models:
+                sharding.shard(
+                    model,
+                    device_type=self.device.type,
+                    world_size=self.ranks.world_size,
+                    low_precision=self._accelerator.mixed_precision == "bf16",
+                )
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as the training step calls it: itself, or within what averages its gradients."""
+        if self._way != "ddp":
+            return model
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        # The loss sees to it that every parameter takes part; looking for those that do not would cost each step.
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Where the forward pass runs in bf16, if the run does."""
@@ -74,3 +88,20 @@ class Engine:
     def close(self) -> None:
         """Leaves the process group."""
         self._accelerator.end_training()
+
+
+def _way(kind: DistributedType, world_size: int) -> Way:
+    """What the accelerate configuration asks for; on CPU accelerate itself would quietly make FSDP plain DDP.
+
+    Raises:
+        DistributedError: it asks for something that training does not do.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise DistributedError("FSDP version 1 is not supported · accelerate configuration · set fsdp_version: 2")
+        return "fsdp2" if world_size > 1 else "single"
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise DistributedError(
+            f"{kind.value} is not supported · accelerate configuration · use one of those in configs/accelerate"
+        )
+    return "ddp" if world_size > 1 else "single"

@@ -48,4 +48,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
             if name.startswith(ours):
                 name = theirs + name.removeprefix(ours)
         renamed[name] = tensor.detach().cpu().contiguous()
+    for name in ("logit_scale", "logit_bias"):  # vectors of one here, without axes there
+        if name in renamed:
+            renamed[name] = renamed[name].squeeze(0)
     return renamed

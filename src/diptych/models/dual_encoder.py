@@ -60,9 +60,10 @@ class DualEncoder(nn.Module):
         self.image_tower = built.image_tower
         self.text_tower = built.text_tower
         start = built.logit_scale if built.logit_scale is not None else math.log(1 / config.init_temperature)
-        self.logit_scale = nn.Parameter(torch.tensor(start))
+        # Vectors of one: parameters without axes cannot be divided among ranks, and FSDP2 and ZeRO refuse them.
+        self.logit_scale = nn.Parameter(torch.tensor([start]))
         bias = built.logit_bias if built.logit_bias is not None else config.logit_bias
-        self.logit_bias = nn.Parameter(torch.tensor(bias)) if bias is not None else None
+        self.logit_bias = nn.Parameter(torch.tensor([bias])) if bias is not None else None
         self.embed_dim = built.embed_dim
         self.image_size = built.image_size
         self.tokenizer: TextTokenizer = built.tokenizer
@@ -95,11 +96,13 @@ class DualEncoder(nn.Module):
             hard_tokens: those of K hard captions of each picture, K above 0, embedded together with the others.
         """
         image_features = self.encode_image(images)
+        scale = self.logit_scale.exp().squeeze(0)
+        bias = self.logit_bias.squeeze(0) if self.logit_bias is not None else None
         if hard_tokens is None:
-            return Embeddings(image_features, self.encode_text(tokens), self.logit_scale.exp(), self.logit_bias)
+            return Embeddings(image_features, self.encode_text(tokens), scale, bias)
         text_features = self.encode_text(torch.cat([tokens, hard_tokens.flatten(0, 1)]))
         hard = text_features[len(tokens) :].unflatten(0, hard_tokens.shape[:2])
-        return Embeddings(image_features, text_features[: len(tokens)], self.logit_scale.exp(), self.logit_bias, hard)
+        return Embeddings(image_features, text_features[: len(tokens)], scale, bias, hard)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from diptych.distributed.sharding import own
+
 M = TypeVar("M", bound=nn.Module)
 
 _DECAY_WARMUP = 10.0
@@ -29,8 +31,9 @@ class Ema(Generic[M]):
         """Moves the average one optimizer step."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (_DECAY_WARMUP + self.num_updates))
-        averages: list[Tensor] = list(self.model.parameters())
-        weights: list[Tensor] = list(model.parameters())
+        # Of divided models each rank averages its slices.
+        averages: list[Tensor] = [own(parameter) for parameter in self.model.parameters()]
+        weights: list[Tensor] = [own(parameter) for parameter in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)

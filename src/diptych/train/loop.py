@@ -13,7 +13,8 @@ from diptych.data.batch import Cursors
 from diptych.data.faults import FaultLog
 from diptych.data.loader import Loader, build_loader
 from diptych.data.reader import Feed
-from diptych.distributed.collectives import barrier, gather_objects
+from diptych.distributed.collectives import barrier, gather_objects, mean_over
+from diptych.distributed.groups import world_group
 from diptych.distributed.runtime import resolve_precision
 from diptych.distributed.wrap import Engine
 from diptych.errors import DiptychError
@@ -26,7 +27,7 @@ from diptych.runfolder import RunFolder, write_text
 from diptych.train import checkpoint, step
 from diptych.train.meters import Throughput
 from diptych.train.recipe import MAY_CHANGE, Recipe
-from diptych.train.state import TrainState, restore_newest
+from diptych.train.state import TrainState, restore_newest, whole_weights
 from diptych.train.step import StepResult
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
         DiptychError: the data, the folder or a checkpoint cannot be used; the message says which and what to do.
     """
     engine = Engine(resolve_precision(recipe.precision))
+    log.info("ranks=%d way=%s device=%s", engine.ranks.world_size, engine.way, engine.device)
     run = _open_run(recipe, engine)
     model = dual_encoder.build(recipe.model, seed=recipe.seed)
     feed = Feed(
@@ -65,8 +67,9 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs know it for tensors only
     loss = objective.build(recipe.objective, embed_dim=model.embed_dim, seed=recipe.seed).to(engine.device)
     step.check_needs(recipe, loss)
-    optimizer = optimizers.build(recipe.optim, model, loss)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+    engine.shard(model, *([ema.model] if ema is not None else []))
+    optimizer = optimizers.build(recipe.optim, model, loss)
     state = TrainState(model, loss, optimizer, ema)
     if restore_newest(run.checkpoints, state):
         log.info("resumed step=%d samples_seen=%d run=%s", state.step, state.samples_seen, run.root)
@@ -92,9 +95,8 @@ def _open_run(recipe: Recipe, engine: Engine) -> RunFolder:
 def _run_steps(
     recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState, loader: Loader, evaluator: Evaluator | None
 ) -> None:
-    wrapped, state.optimizer = engine.prepare(state.model, state.optimizer)
-    wrapped.train()
-    reporter = _Reporter(recipe, run, state, active=engine.ranks.is_main)
+    wrapped = engine.wrap(state.model).train()
+    reporter = _Reporter(recipe, engine, run, state)
     bar_text = f"training {run.root.name}"
     first_step = saved_step = state.step
     before = state.samples_seen
@@ -142,8 +144,9 @@ def _save(recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState) -> 
 class _Reporter:
     """Turns steps into metrics; on ranks other than the first it only keeps time."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, state: TrainState, *, active: bool) -> None:
-        self._recipe, self._run, self._state, self._active = recipe, run, state, active
+    def __init__(self, recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState) -> None:
+        self._recipe, self._engine, self._run, self._state = recipe, engine, run, state
+        self._active = active = engine.ranks.is_main
         self.throughput = Throughput()
         self._status = ""
         if active:
@@ -161,9 +164,9 @@ class _Reporter:
         if self._state.step % self._recipe.log.every_steps and not last:
             return self._status
         faults = self._state.collect_faults()
+        values = self._values(result) | self.throughput.read()
         if self._active:
             self._write_faults(faults)
-            values = self._values(result) | self.throughput.read()
             self._log.write(self._state.step, values)
             loss, rate = values["train/loss/total"], values["train/samples_per_second"]
             self._status = f"loss {loss:.3f} · {rate:,.0f} samples/s"
@@ -177,10 +180,11 @@ class _Reporter:
             write_text(self._run.faults, json.dumps(faults.to_json(), ensure_ascii=False, indent=1) + "\n")
 
     def _values(self, result: StepResult) -> dict[str, float]:
-        """One transfer from the device for all scalars."""
+        """Means over the ranks (each has the loss of its own rows), in one transfer from the device. Every rank must
+        call."""
         device = {f"train/loss/{name}": value for name, value in result.terms.scalars.items()}
-        device |= {"train/grad_norm": result.grad_norm, "train/logit_scale": self._state.model.logit_scale.exp()}
-        numbers = torch.stack([value.detach().float() for value in device.values()]).tolist()
+        device |= {"train/grad_norm": result.grad_norm, "train/logit_scale": result.logit_scale}
+        numbers = mean_over(torch.stack([value.detach().float() for value in device.values()]), world_group()).tolist()
         counters = {"train/lr": result.lr, "train/samples_seen": float(self._state.samples_seen)}
         counters |= {f"data/bad/{reason}": float(count) for reason, count in self._state.faults.by_reason.items()}
         drawn = self._state.cursors.drawn if self._state.cursors is not None else {}
@@ -189,13 +193,27 @@ class _Reporter:
 
     def evaluate(self, evaluator: Evaluator | None) -> None:
         """Measures the averaged weights, or the raw ones, on the first rank while the others wait."""
-        if evaluator is not None and self._active:
-            model = self._state.ema.model if self._state.ema is not None else self._state.model
-            was_training = model.training
-            figures = evaluator(model.eval())
-            model.train(was_training)
+        if evaluator is None:
+            return
+        model = self._state.ema.model if self._state.ema is not None else self._state.model
+        undivided = self._undivided(model)
+        if undivided is not None:
+            was_training = undivided.training
+            figures = evaluator(undivided.eval())
+            undivided.train(was_training)
             self._log.write(self._state.step, {f"eval/{name}": value for name, value in figures.items()})
         barrier()
+
+    def _undivided(self, model: DualEncoder) -> DualEncoder | None:
+        """What one rank can measure alone: the model, or where it is divided a copy; None on the other ranks."""
+        if self._engine.way != "fsdp2":
+            return model if self._active else None
+        weights = whole_weights(model.state_dict(), keep=self._active)
+        if not self._active:
+            return None
+        copy = dual_encoder.build(self._recipe.model, seed=self._recipe.seed)
+        copy.load_state_dict(weights)
+        return copy.to(self._engine.device)
 
     def close(self) -> None:
         """The summary at the end."""

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from diptych.data.batch import Batch, Cursors
 from diptych.data.faults import FaultLog
+from diptych.distributed import sharding
 from diptych.distributed.collectives import gather_objects
+from diptych.distributed.runtime import launched_ranks
 from diptych.errors import CheckpointError
 from diptych.losses.objective import Objective
 from diptych.models.dual_encoder import DualEncoder
@@ -51,16 +53,21 @@ class TrainState:
         return self.faults
 
     def snapshot(self) -> Snapshot:
-        """A checkpoint's contents. Every rank must call: the cursors of all ranks are collected."""
+        """A checkpoint's contents, whole on the CPU. Every rank must call: what ranks hold apart is put together; the
+        tensors are the first rank's, the other ranks' are empty."""
         consumed = [part for part in gather_objects(self.cursors) if part is not None]
         cursors = Cursors.merge(consumed) if consumed else Cursors()
-        tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
+        keep = launched_ranks().is_main
+        tensors = {
+            "model": whole_weights(self.model.state_dict(), keep=keep),
+            "optimizer": whole_weights(self._optimizer_tensors(), keep=keep),
+        }
         state = {"step": self.step, "samples_seen": self.samples_seen, "cursors": cursors.to_json()}
         state["faults"] = self.collect_faults().to_json()
         if objective := self.objective.whole_state():
             tensors["objective"] = objective
         if self.ema is not None:
-            tensors["ema"] = self.ema.model.state_dict()
+            tensors["ema"] = whole_weights(self.ema.model.state_dict(), keep=keep)
             state["ema_updates"] = self.ema.num_updates
         return Snapshot(tensors, state)
 
@@ -71,9 +78,9 @@ class TrainState:
             CheckpointError: it belongs to a model with other parameters.
         """
         try:
-            self.model.load_state_dict(snapshot.tensors["model"])
+            sharding.fill(self.model, snapshot.tensors["model"])
             if self.ema is not None:
-                self.ema.model.load_state_dict(snapshot.tensors["ema"])
+                sharding.fill(self.ema.model, snapshot.tensors["ema"])
                 self.ema.num_updates = snapshot.state["ema_updates"]
             self._restore_optimizer(snapshot.tensors["optimizer"])
         except (RuntimeError, KeyError) as error:
@@ -107,13 +114,19 @@ class TrainState:
             name, _, key = full_name.rpartition("/")
             parameter = parameters[position[name]][1]
             # Fused optimizers walk parameter and state in memory order, so both need the same one (channels last, say).
-            same_layout = (
-                torch.empty_like(parameter, requires_grad=False).copy_(value)
-                if value.shape == parameter.shape
-                else value
-            )
-            states.setdefault(position[name], {})[key] = same_layout
+            same_form = sharding.like(value, parameter) if value.shape == parameter.shape else value
+            states.setdefault(position[name], {})[key] = same_form
         self.optimizer.load_state_dict({"state": states, "param_groups": packed["param_groups"]})
+
+
+def whole_weights(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """One tensor after another, so that no more than one is in memory twice. Every rank must call."""
+    found = {}
+    for name, tensor in tensors.items():
+        value = sharding.whole(tensor.detach())
+        if keep:
+            found[name] = value.cpu()
+    return found
 
 
 def restore_newest(folder: Path, state: TrainState) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.data.batch import Batch
+from diptych.distributed import sharding
 from diptych.distributed.collectives import average_gradients
 from diptych.distributed.wrap import Engine
 from diptych.errors import ConfigError
@@ -26,6 +27,8 @@ class StepResult:
 
     terms: Terms
     grad_norm: Tensor
+    logit_scale: Tensor
+    """After the update; already exponentiated."""
     lr: float
 
 
@@ -50,7 +53,8 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     if state.ema is not None:
         state.ema.update(state.model)
     state.advance(batch, samples=recipe.global_batch)
-    return StepResult(Terms(terms.total.detach(), terms.scalars), grad_norm, lr)  # or the graph would outlive the step
+    scale = sharding.whole(state.model.logit_scale.detach()).exp().squeeze(0)
+    return StepResult(Terms(terms.total.detach(), terms.scalars), grad_norm, scale, lr)  # no graph outlives the step
 
 
 _OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")
@@ -135,6 +139,12 @@ def _known(
 
 
 def _clip(max_norm: float | None, *modules: nn.Module) -> Tensor:
-    """The norm of the whole gradient before clipping."""
-    limit = max_norm if max_norm is not None else float("inf")
-    return torch.nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], limit)
+    """The norm of the whole gradient before clipping. Every rank must call."""
+    every = [parameter.grad for module in modules for parameter in module.parameters()]
+    gradients = [gradient for gradient in every if gradient is not None]
+    norm = sharding.total_norm(gradients)
+    if max_norm is not None:
+        torch._foreach_mul_(
+            [sharding.own(gradient) for gradient in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        )
+    return norm

@@ -132,10 +132,13 @@ def forget_after(run: Path, step: int) -> None:
 
 
 @pytest.mark.distributed
-def test_two_processes_under_accelerate_equal_one(shards: Path, tmp_path: Path, launch: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("configuration", ["cpu", "cpu_fsdp2"])
+def test_two_processes_under_accelerate_equal_one(
+    shards: Path, tmp_path: Path, launch: Callable[..., None], configuration: str
+) -> None:
     loop.train(recipe(shards, tmp_path / "one"))
     (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two")))
-    launch(tmp_path / "two.yaml")
+    launch(tmp_path / "two.yaml", configuration)
     torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=2e-5, rtol=2e-5)
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
     for name, value in one.items():
@@ -145,10 +148,13 @@ def test_two_processes_under_accelerate_equal_one(shards: Path, tmp_path: Path, 
     assert states[0] == states[1]
     before = losses(tmp_path / "two")
     forget_after(tmp_path / "two", 6)
-    launch(tmp_path / "two.yaml")
+    launch(tmp_path / "two.yaml", configuration)
     assert losses(tmp_path / "two") == before
     resumed = final_weights(tmp_path / "two")
     assert all(value.equal(resumed[name]) for name, value in two.items())
+    forget_after(tmp_path / "two", 3)
+    loop.train(recipe(shards, tmp_path / "two"))  # and one process takes over what two have saved
+    torch.testing.assert_close(losses(tmp_path / "two"), before, atol=2e-5, rtol=2e-5)
 
 
 def test_one_process_goes_on_where_two_stopped(shards: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """CLIP's byte-pair tokeniser at the speed of a dictionary: open_clip's own, with what it gives for a word remembered.
 
-Captions hardly ever repeat, their words do. So the text is cleaned and divided as open_clip does it, and each piece's ids
-are looked up; a piece that is new goes through open_clip's merges. The ids are open_clip's by construction.
+Captions hardly ever repeat, their words do. So the text is cleaned and divided as open_clip does it, and each piece's
+ids are looked up; a piece that is new goes through open_clip's merges. The ids are open_clip's by construction.
 """
 
 from collections.abc import Sequence
