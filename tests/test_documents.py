@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from diptych.cli import _parse
+from diptych.cli.program import parse
 from diptych.config import dump, from_tree, load, to_tree
 from diptych.losses.objective import ObjectiveConfig
 from diptych.train.recipe import Recipe
@@ -48,7 +48,7 @@ def test_shipped_evaluations_load_to_what_they_did(path: Path, golden: Callable[
 def test_each_shipped_yaml_opens_with_its_command(path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# diptych ")
-    _parse(shlex.split(first.removeprefix("# diptych ")))
+    parse(shlex.split(first.removeprefix("# diptych ")))
     assert str(path.relative_to(ROOT)) in first
 
 
@@ -87,12 +87,12 @@ def test_commands_parse(page: Path) -> None:
         words = shlex.split(line)
         words = words[1:] if words and re.fullmatch(r"[A-Z_]+=\S*", words[0]) else words
         if "diptych" in words[:1]:
-            _parse(words[1:])
+            parse(words[1:])
         elif words[:1] == ["make"]:
             assert {word for word in words[1:] if "=" not in word} <= set(targets), line
         elif words[:2] == ["accelerate", "launch"]:
             start = words.index("diptych.train")
-            _parse(["train", *words[start + 1 :]])
+            parse(["train", *words[start + 1 :]])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -50,19 +50,6 @@ def check_indexes(pattern: str, *, workers: int | None = None) -> IndexSummary:
     return _run(_look, local_shards(pattern), "checking indexes", workers)
 
 
-def index_shards(folder: Path) -> list[Path]:
-    """(Re)writes the index of every shard in `folder`; returns the shards.
-
-    Raises:
-        DataError: there are no shards, or one is no intact tar file.
-    """
-    summary = write_indexes(str(folder), overwrite=True)
-    if summary.damaged:
-        shard, fault = summary.damaged[0]
-        raise DataError(f"not an intact tar file ({fault}) · {shard} · write it again")
-    return [Path(shard) for shard in local_shards(str(folder))]
-
-
 @dataclass(frozen=True)
 class _Found:
     shard: str

@@ -33,7 +33,8 @@ from diptych.config import to_tree
 from diptych.errors import DataError
 from diptych.runfolder import write_text
 from diptych.seeding import generator
-from diptych_data.packing import shard, workers
+from diptych_data import parallel
+from diptych_data.packing import shard
 from diptych_data.packing.encode import Shrink
 from diptych_data.packing.options import PackOptions
 from diptych_data.packing.workfolder import WorkFolder, opened
@@ -164,7 +165,7 @@ def _pack_into(folder: WorkFolder, options: PackOptions, source: Source) -> Pack
         summary = _summarise(folder, places, options)
         if options.layout == "benchmark":
             _write_benchmark_files(options, folder.shards, len(places))
-    except workers.Killed:
+    except parallel.Killed:
         raise
     except DataError:
         folder.discard()
@@ -203,9 +204,9 @@ def _write_shards(places: Sequence[_Place], options: PackOptions, source: Source
         shard.Task(place.tar, place.outcome, place.numbers, source.part(place.numbers), options.on_bad, shrink)
         for place in missing
     )
-    number = options.workers or min(workers.cores(), max(1, rows // _ROWS_PER_WORKER))
+    number = options.workers or min(parallel.cores(), max(1, rows // _ROWS_PER_WORKER))
     with logs.progress(f"packing {options.out.name}", source.num_rows, done=source.num_rows - rows) as bar:
-        for outcome in workers.run(shard.write, tasks, workers=min(number, len(missing))):
+        for outcome in parallel.run(shard.write, tasks, workers=min(number, len(missing))):
             bar.advance(outcome.rows)
 
 

@@ -1,65 +1,92 @@
-"""The same work for many shards, in several processes."""
+"""The same function on many tasks, in several processes that never outlive the one that started them."""
 
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from diptych import log as logs
 from diptych.errors import DataError
 
+
+class Killed(DataError):
+    """A process died of something else than its task: nothing is wrong with the input."""
+
+
 T = TypeVar("T")
 R = TypeVar("R")
-_AHEAD = 4
-"""Items per worker that are under way or wait to be fetched: memory stays bounded."""
+_AHEAD = 2
+"""Tasks per process that are under way or wait."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each(work: Callable[[T], R], items: Sequence[T], *, title: str, workers: int | None = None) -> Iterator[R]:
-    """`work(item)` for every item, in the items' order, with a progress bar.
-
-    Args:
-        work: a function of a module, or a `functools.partial` of one; what it gives back travels between processes.
-        workers: processes; none: one for each core. With one worker or one item everything happens in this process.
-
-    Raises:
-        DataError: a worker process was killed (memory, or a crash in a decoder).
-    """
-    workers = min(workers if workers is not None else os.cpu_count() or 1, len(items))
+    """`run` with a progress bar; by default one process for each core, and none more than there are items."""
     with logs.progress(title, len(items)) as bar:
-        for result in map(work, items) if workers <= 1 else _spread(work, items, workers):
+        for result in run(work, items, workers=min(workers if workers is not None else cores(), len(items))):
             yield result
             bar.advance()
 
 
-def _spread(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    # A server that has imported what workers need forks them: cheap as fork, and safe beside threads.
+def run(function: Callable[[T], R], tasks: Iterable[T], *, workers: int) -> Iterator[R]:
+    """`function(task)` for each task, in their order; the first failure in that order is raised.
+
+    With one worker everything happens in this process. Whatever ends the iteration early ends the processes at once.
+
+    Raises:
+        Killed: a process was.
+    """
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    # A server process that has imported what workers need forks them: as cheap as fork, and safe beside threads.
     context = multiprocessing.get_context("forkserver")
-    function = work.func if isinstance(work, partial) else work
-    context.set_forkserver_preload([function.__module__])
-    waiting = deque(items)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        under_way: deque[tuple[T, Future[R]]] = deque()
+    context.set_forkserver_preload(["diptych_data.packing.shard", "diptych_data.entries", "diptych_data.pictures"])
+    ended, lifeline = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(ended,)) as pool:
         try:
-            while waiting or under_way:
-                while waiting and len(under_way) < workers * _AHEAD:
-                    item = waiting.popleft()
-                    under_way.append((item, pool.submit(work, item)))
-                item, future = under_way.popleft()
-                yield future.result()
+            yield from _in_order(pool, function, tasks, workers * _AHEAD)
         except BrokenProcessPool as error:
-            raise DataError(
-                f"a worker process was killed · near {item} · lower workers if memory ran out, else look at that shard"
+            raise Killed(
+                f"a worker process was killed · {workers} workers · lower workers if memory ran out; the same command "
+                "goes on, or begins again"
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            lifeline.close()
+            raise
+    lifeline.close()
+    ended.close()
 
 
-def _start_worker() -> None:
-    """Ctrl-C is the parent's business; of what workers have to say, warnings alone are for people."""
+def _in_order(pool: ProcessPoolExecutor, function: Callable[[T], R], tasks: Iterable[T], ahead: int) -> Iterator[R]:
+    waiting: deque[Future[R]] = deque()
+    for task in tasks:
+        waiting.append(pool.submit(function, task))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _begin(ended: Connection) -> None:
+    """First thing in a worker: Ctrl-C is the parent's to answer, and its end, however it comes, is ours."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logs.setup(quiet=True)
+    logs.setup(quiet=True)  # of what workers have to say, warnings alone are for people
+    threading.Thread(target=_follow, args=(ended,), daemon=True).start()
+
+
+def _follow(ended: Connection) -> None:
+    with suppress(EOFError, OSError):
+        ended.recv_bytes()  # nothing is ever sent: it returns when the other end closes
+    os._exit(1)

@@ -16,8 +16,8 @@ from PIL import Image
 from diptych.config import from_tree
 from diptych.data import index
 from diptych.errors import DataError
+from diptych_data import parallel
 from diptych_data.pack import PackOptions, PackSummary, pack
-from diptych_data.packing import workers
 from diptych_data.packing.workfolder import opened
 
 PER_SHARD = 10
@@ -249,12 +249,12 @@ def die(_: int) -> int:
 
 
 def test_a_worker_that_is_killed_is_reported_as_such() -> None:
-    with pytest.raises(workers.Killed, match=r"a worker process was killed.*2 workers"):
-        list(workers.run(die, range(4), workers=2))
+    with pytest.raises(parallel.Killed, match=r"a worker process was killed.*2 workers"):
+        list(parallel.run(die, range(4), workers=2))
 
 
 def test_a_consumer_that_stops_ends_the_workers() -> None:
-    results = workers.run(time.sleep, [0, 30, 30], workers=2)
+    results = parallel.run(time.sleep, [0, 30, 30], workers=2)
     next(results)
     started = time.monotonic()
     results.close()  # type: ignore[attr-defined]

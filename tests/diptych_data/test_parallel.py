@@ -5,7 +5,6 @@ import pytest
 
 from diptych.errors import DataError
 from diptych_data import parallel
-from diptych_data.entries import Part
 
 
 def test_results_come_in_order_from_any_number_of_workers() -> None:
@@ -21,6 +20,5 @@ def test_what_fails_in_a_worker_fails_here() -> None:
 
 
 def test_a_killed_worker_is_one_line() -> None:
-    with pytest.raises(DataError, match="a worker process was killed · near 3 ·"):
+    with pytest.raises(DataError, match="a worker process was killed · 2 workers"):
         list(parallel.each(os._exit, [3, 3], title="dying", workers=2))
-    assert str(Part("000000.tar", tuple(range(10_000)))) == "000000.tar"  # what that line shows of a part

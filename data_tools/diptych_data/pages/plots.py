@@ -1,38 +1,16 @@
-"""Bars as inline SVG that follows the page: text and axes take the page's colour, in light and dark."""
+"""Bars as inline SVG."""
 
-import io
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import matplotlib.ticker
 import numpy as np
-
-matplotlib.use("svg")
 from matplotlib.figure import Figure
 
-# Replaced by `currentColor` in the finished SVG; a colour that nothing else uses.
-_INK = "#010203"
+from diptych import figures
+
 _BLUE = "#3b82f6"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "diptych",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.alpha": 0.15,
-    "grid.color": _INK,
-}
+_STYLE = figures.STYLE | {"axes.grid.axis": "y", "axes.axisbelow": True}
 
 
 def histogram(title: str, bins: np.ndarray, counts: np.ndarray, *, scale: str = "linear") -> str:
@@ -73,11 +51,4 @@ def _finished(figure: Figure, title: str, *, y_counts: bool = True) -> str:
     axes = figure.axes[0]
     axes.set_title(title, fontsize=11, loc="left")
     (axes.yaxis if y_counts else axes.xaxis).set_major_formatter(_short)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    opening, rest = text[text.index("<svg") :].split(">", 1)
-    opening = re.sub(r'\s(?:width|height)="[^"]*"', "", opening)  # the page decides; the viewBox keeps the shape
-    rest = re.sub(r"<metadata>.*?</metadata>", "", rest, count=1, flags=re.DOTALL)
-    label = re.sub(r'[&"<>]', "", title)
-    return f'{opening} role="img" aria-label="{label}">{rest}'.replace(_INK, "currentColor")
+    return figures.svg(figure, title)

@@ -1,36 +1,15 @@
-"""Plots as inline SVG that follows the page: text and axes take the page's colour, in light and dark."""
+"""Plots of the report as inline SVG."""
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
-
-matplotlib.use("svg")
 from matplotlib.figure import Figure
 
-# Replaced by `currentColor` in the finished SVG; a colour that nothing else uses.
-_INK = "#010203"
+from diptych import figures
+
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#ec4899", "#84cc16", "#64748b")
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "diptych",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.grid": True,
-    "grid.alpha": 0.15,
-    "grid.color": _INK,
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +23,7 @@ class Series:
 
 def curve(title: str, series: Sequence[Series], *, x_label: str, from_zero: bool = False) -> str:
     """Lines over samples or steps, as an SVG element."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(4.6, 2.7), layout="constrained")
         axes = figure.add_subplot()
         for line, colour in zip(series, COLOURS, strict=False):
@@ -56,12 +35,12 @@ def curve(title: str, series: Sequence[Series], *, x_label: str, from_zero: bool
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter())
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=9)
-        return _svg(figure, title)
+        return figures.svg(figure, title)
 
 
 def scatter_map(title: str, points: Sequence["Points"]) -> str:
     """Kinds of points in the plane; circles are pictures, crosses are texts."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(7.2, 5.0), layout="constrained")
         axes = figure.add_subplot()
         for kind in points:
@@ -79,7 +58,7 @@ def scatter_map(title: str, points: Sequence["Points"]) -> str:
         axes.set_yticks([])
         axes.set_title(title, fontsize=11, loc="left")
         axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _svg(figure, title)
+        return figures.svg(figure, title)
 
 
 @dataclass(frozen=True)
@@ -92,16 +71,3 @@ class Points:
     colour: str
     marker: str
     """`o` or `x`."""
-
-
-def _svg(figure: Figure, title: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    element = text[text.index("<svg") :]
-    element = re.sub(r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", element, count=1, flags=re.DOTALL)
-    element = re.sub(
-        r'^<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", element, count=1, flags=re.DOTALL
-    )
-    label = title.replace("&", "and").replace('"', "").replace("<", "")
-    return element.replace(_INK, "currentColor").replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

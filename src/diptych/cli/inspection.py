@@ -101,9 +101,9 @@ def _stats(options: argparse.Namespace) -> Outcome:
 
 def _clip_tokenizer() -> Any:
     """CLIP's own, with room for long captions: their length is what is asked for."""
-    from diptych.models.towers.open_clip import _tokenizer
+    from diptych.models.towers.open_clip import build_tokenizer
 
-    return _tokenizer({"context_length": 1024})
+    return build_tokenizer({"context_length": 1024})
 
 
 def _stats_text(stats: "Stats") -> str:

@@ -14,12 +14,13 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-from webdataset.gopen import Pipe, gopen, gopen_schemes
+from typing import TYPE_CHECKING, BinaryIO
 
 from diptych.config import Config
 from diptych.errors import DataError
+
+if TYPE_CHECKING:
+    from webdataset.gopen import Pipe
 
 log = logging.getLogger(__name__)
 _PIECE = 1 << 18
@@ -127,12 +128,16 @@ def _is_command(url: str) -> bool:
     """What webdataset opens by running a command, and fsspec does not know."""
     if url.startswith("pipe:"):
         return True
+    from webdataset.gopen import gopen_schemes  # imports torch
+
     scheme = url.partition("://")[0]
     return scheme in gopen_schemes and not _knows(scheme)
 
 
 def _command(url: str, file: BinaryIO, timeout: float) -> None:
     """The output of the command; its exit code tells whether that was all."""
+    from webdataset.gopen import Pipe, gopen
+
     file.seek(0)
     file.truncate()
     with gopen(url) as stream:
@@ -147,7 +152,7 @@ def _command(url: str, file: BinaryIO, timeout: float) -> None:
             raise
 
 
-def _output(stream: Pipe, timeout: float) -> Iterator[bytes]:
+def _output(stream: "Pipe", timeout: float) -> Iterator[bytes]:
     descriptor = stream.stream.fileno()
     pace = _Pace(timeout)
     while True:

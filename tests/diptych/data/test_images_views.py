@@ -56,10 +56,10 @@ def test_boxes_reach_every_corner_and_both_aspects() -> None:
     rng = generator(0)
     boxes = np.array([crop.random_box((400, 300), 0.25, 1.333, rng.random(4).tolist()) for _ in range(500)])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    assert boxes[:, 0].min() < 4
-    assert boxes[:, 1].min() < 3
-    assert boxes[:, 2].max() > 396
-    assert boxes[:, 3].max() > 297
+    for place, free in ((boxes[:, 0], 400 - width), (boxes[:, 1], 300 - height)):
+        share = (place / free)[free > 20]
+        assert share.min() < 0.02
+        assert share.max() > 0.98
     aspect = np.log(width / height) / math.log(1.333)
     assert aspect.min() < -0.9
     assert aspect.max() > 0.9

@@ -56,7 +56,7 @@ class OpenClipTowers(Towers, name="open_clip"):
         return BuiltTowers(
             image_tower=model.visual,
             text_tower=model.text,
-            tokenizer=_tokenizer(config["text_cfg"]),
+            tokenizer=build_tokenizer(config["text_cfg"]),
             embed_dim=config["embed_dim"],
             image_size=size if isinstance(size, int) else size[0],
             image_mean=tuple(mean),
@@ -163,7 +163,8 @@ class CachedTokenizer:
         return torch.stack([self._one(text) for text in texts])
 
 
-def _tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
+def build_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
+    """The tokeniser that an open_clip `text_cfg` asks for."""
     length = text_cfg.get("context_length", 77)
     keywords = text_cfg.get("tokenizer_kwargs") or {}
     source = text_cfg.get("hf_tokenizer_name") or text_cfg.get("hf_model_name")
