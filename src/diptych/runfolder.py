@@ -145,7 +145,7 @@ def _summary(changes: list[Change]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step: a crash leaves the old text or the new, never half."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file at once
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -144,7 +144,7 @@ def test_any_text_survives_a_table(tmp_path_factory: pytest.TempPathFactory, tex
     path = tmp_path_factory.mktemp("table") / "t.csv"
     (path.parent / "x.png").touch()
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\r\n" if windows else "\n")
+        writer = csv.writer(file, lineterminator="\r\n" if windows else "\n", quoting=csv.QUOTE_ALL)
         writer.writerows([["image", "caption"], *(["x.png", f"<{text}>"] for text in texts)])
     rows = list(open_source(path, "auto", Columns()).part(np.arange(len(texts))[::-1]).rows())
     assert [row.captions["caption"] for row in rows if isinstance(row, Row)] == [(f"<{t}>",) for t in reversed(texts)]

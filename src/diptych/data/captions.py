@@ -1,6 +1,7 @@
 """From a sample's texts to the one caption it is trained with."""
 
 import json
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,17 +24,21 @@ class Captions:
     """The .json member; its other keys are columns for those who name them."""
 
     def texts(self, column: str) -> list[str]:
-        """The texts of a column that are not blank."""
+        """The texts of a column, blank ones included."""
         value = self.columns.get(column, self.document.get(column))
         values = value if isinstance(value, list | tuple) else (value,)
-        return [text for text in values if isinstance(text, str) and text and not text.isspace()]
+        return [text for text in values if isinstance(text, str)]
 
     def numbers(self, column: str) -> np.ndarray:
-        """A list of numbers: float64; empty where the column is something else."""
-        value = self.document.get(column)
+        """A list of numbers beside the captions or under `captions`: float64; empty where there is no such list."""
+        nested = self.document.get("captions")
+        value = nested[column] if isinstance(nested, dict) and column in nested else self.document.get(column)
         if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
             return np.empty(0)
-        return np.asarray(value, np.float64)
+        try:
+            return np.asarray(value, np.float64)
+        except OverflowError:
+            return np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class CaptionView(Config):
     def __post_init__(self) -> None:
         if not self.columns:
             raise ValueError("columns must name at least one column")
-        if self.weight <= 0 or self.max_texts < 1:
+        if not 0 < self.weight < math.inf or self.max_texts < 1:
             raise ValueError("weight must be positive and max_texts at least 1")
         if (self.pick == "weighted") != (self.scores is not None):
             raise ValueError("pick: weighted and scores go together")
@@ -97,7 +102,7 @@ class CaptionConfig(Config):
     form: Literal["NFC", "NFKC"] = "NFC"
     """Unicode normalisation; NFKC also replaces full-width letters, ligatures and the like."""
     min_chars: int = 1
-    """Shorter captions make a sample unusable (`no_caption`)."""
+    """Shorter texts are passed over; a sample without others is unusable (`no_caption`)."""
     max_chars: int = 1000
     """Longer captions are cut here before tokenising."""
     augment: TextAugmentConfig = field(default_factory=TextAugmentConfig)
@@ -118,14 +123,18 @@ class CaptionConfig(Config):
         return replace(self, views=views, second_views=second, hard=hard)
 
 
+_MAX_BYTES = 4 << 20
+"""Of a .txt or .json member: a list of a million empty maps takes a hundred times its size."""
+
 # Control characters and the line separators that `str.split` would keep become spaces.
 _SPACES = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), " ")
 
 
 def clean(text: str, *, max_chars: int = 1000, form: Literal["NFC", "NFKC"] = "NFC") -> str:
     """Unicode-normalised, control characters and runs of white space become single spaces, cut to `max_chars`."""
-    text = text[: 4 * max_chars]  # megabytes of text are not normalised to be thrown away
+    text = text.lstrip()[: 4 * max_chars]  # megabytes of text are not normalised to be thrown away
     if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON may hold, is no character
         text = unicodedata.normalize(form, text)
     if not text.isprintable():
         text = text.translate(_SPACES)
@@ -145,8 +154,10 @@ def parse(members: Mapping[str, bytes]) -> Captions:
     """
     columns: dict[str, tuple[str, ...]] = {}
     try:
+        if any(len(members.get(name, b"")) > _MAX_BYTES for name in ("txt", "json")):
+            raise ValueError(f"more than {_MAX_BYTES} bytes")
         if "txt" in members:
-            columns["txt"] = (members["txt"].decode("utf-8"),)
+            columns["txt"] = (members["txt"].decode("utf-8-sig"),)
         document = json.loads(members["json"]) if "json" in members else {}
         if not isinstance(document, dict):
             raise TypeError("the JSON is no map")
@@ -162,15 +173,12 @@ def _columns(document: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     found = nested if isinstance(nested, dict) else {"captions": nested} if nested else {}
     if "caption" in document:
         found = {"caption": document["caption"]} | found
-    columns: dict[str, tuple[str, ...]] = {}
-    for column, texts in found.items():
-        if isinstance(texts, str):
-            columns[column] = (texts,)
-        elif isinstance(texts, list):
-            columns[column] = tuple(str(text) for text in texts)
-        elif texts is not None:
-            raise TypeError(f"column {column!r} is neither a text nor a list of texts")
-    return columns
+    lists = {column: (texts,) if isinstance(texts, str) else texts for column, texts in found.items()}
+    return {
+        column: tuple(text for text in texts if isinstance(text, str))
+        for column, texts in lists.items()
+        if isinstance(texts, list | tuple) and (not texts or any(isinstance(text, str) for text in texts))
+    }
 
 
 def choose(captions: Captions, views: Sequence[CaptionView], config: CaptionConfig, rng: np.random.Generator) -> str:
@@ -179,20 +187,25 @@ def choose(captions: Captions, views: Sequence[CaptionView], config: CaptionConf
     Raises:
         UnusableSample: `no_caption`, no view finds a text of `min_chars`.
     """
-    possible = [view for view in views if any(captions.texts(column) for column in view.columns)]
+    found = {column: _usable(captions, column, config) for view in views for column in view.columns}
+    possible = [view for view in views if any(found[column] for column in view.columns)]
     if not possible:
         raise UnusableSample("no_caption")
     view = _by_weight(possible, rng)
-    parts: list[str] = []
-    for number, column in enumerate(view.columns):
-        parts += _first_column(captions, view, rng) if number == 0 else _further_column(captions, view, column, rng)
+    first, *others = view.columns
+    parts = _first_column(captions, view, found[first], rng)
+    for column in others:
+        texts, wanted = [text for _, text in found[column]], int(rng.integers(1, view.max_texts + 1))
+        parts += texts if len(texts) == 1 else [texts[i] for i in rng.permutation(len(texts))[:wanted]]
     template = view.templates[int(rng.integers(len(view.templates)))] if len(view.templates) > 1 else view.templates[0]
-    text = template.replace("{}", view.separator.join(parts))
-    caption = clean(text, max_chars=config.max_chars, form=config.form)
-    caption = augment_text(caption, config.augment, rng)
-    if len(caption) < config.min_chars:
-        raise UnusableSample("no_caption", f"{len(caption)} characters")
-    return caption
+    caption = clean(template.replace("{}", view.separator.join(parts)), max_chars=config.max_chars, form=config.form)
+    return augment_text(caption, config.augment, rng)
+
+
+def _usable(captions: Captions, column: str, config: CaptionConfig) -> list[tuple[int, str]]:
+    """The cleaned texts of a column that are long enough, each with its place in the column."""
+    texts = (clean(text, max_chars=config.max_chars, form=config.form) for text in captions.texts(column))
+    return [(place, text) for place, text in enumerate(texts) if len(text) >= config.min_chars]
 
 
 def _by_weight(views: Sequence[CaptionView], rng: np.random.Generator) -> CaptionView:
@@ -204,8 +217,10 @@ def _by_weight(views: Sequence[CaptionView], rng: np.random.Generator) -> Captio
     return views[-1]
 
 
-def _first_column(captions: Captions, view: CaptionView, rng: np.random.Generator) -> list[str]:
-    texts = captions.texts(view.columns[0])
+def _first_column(
+    captions: Captions, view: CaptionView, found: list[tuple[int, str]], rng: np.random.Generator
+) -> list[str]:
+    texts = [text for _, text in found]
     if len(texts) <= 1 or view.pick == "all":
         return texts
     match view.pick:
@@ -213,21 +228,18 @@ def _first_column(captions: Captions, view: CaptionView, rng: np.random.Generato
             return texts[:1]
         case "random":
             return [texts[int(rng.permutation(len(texts))[0])]]
-        case _:
-            return [texts[_by_score(captions, view, len(texts), rng)]]
+        case "weighted":
+            return [texts[_by_score(captions, view, [place for place, _ in found], rng)]]
 
 
-def _by_score(captions: Captions, view: CaptionView, count: int, rng: np.random.Generator) -> int:
+def _by_score(captions: Captions, view: CaptionView, places: list[int], rng: np.random.Generator) -> int:
     scores = captions.numbers(view.scores or "")
-    if len(scores) != count or not np.isfinite(scores).all() or scores.min() < 0 or scores.sum() <= 0:
-        raise UnusableSample("bad_caption", f"column {view.scores!r} does not weigh the {count} texts")
-    return int(np.searchsorted(scores.cumsum(), rng.random() * scores.sum(), side="right").clip(max=count - 1))
-
-
-def _further_column(captions: Captions, view: CaptionView, column: str, rng: np.random.Generator) -> list[str]:
-    texts = captions.texts(column)
-    wanted = int(rng.integers(1, view.max_texts + 1))
-    return texts if len(texts) == 1 else [texts[i] for i in rng.permutation(len(texts))[:wanted]]
+    if len(scores) != len(captions.texts(view.columns[0])):
+        raise UnusableSample("bad_caption", f"{len(scores)} numbers in {view.scores!r} for another number of texts")
+    weights = scores[places]
+    if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0:
+        raise UnusableSample("bad_caption", f"{view.scores!r} does not weigh the texts")
+    return int(np.searchsorted(weights.cumsum(), rng.random() * weights.sum(), side="right").clip(max=len(weights) - 1))
 
 
 def choose_hard(captions: Captions, config: CaptionConfig, rng: np.random.Generator) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Reasons: `no_picture`, `undecodable`, `too_large`, `no_caption`, `bad_caption`, `no_hard_caption`, `bad_label`,
 `unreadable` (the shard's file gave no bytes), and of whole shards `truncated`, `broken_tar`, `trailing_data`,
-`missing_shard`, `unreachable_shard`: a shard's own fault counts as one sample, for nobody knows how many are lost.
+`missing_shard`, `unreachable_shard`. A shard's own fault counts as one sample where nobody knows how many are lost;
+shards that are out of reach are limited as a share of all shards besides.
 """
 
 from collections import Counter
@@ -14,6 +15,7 @@ from diptych.errors import DataError
 
 _MIN_SAMPLES = 1000
 """Fewer samples than this say nothing about a fraction."""
+_LOST = ("missing_shard", "unreachable_shard")
 _EXAMPLES = 5
 
 
@@ -87,9 +89,22 @@ class FaultLog:
             found[shard] += count
         return dict(found.most_common())
 
-    def check(self, max_fraction: float) -> None:
-        """Raises DataError with the worst shards where over `max_fraction` of at least 1,000 samples are unusable."""
-        if self.samples >= _MIN_SAMPLES and self.unusable > max_fraction * self.samples:
+    @property
+    def lost_shards(self) -> int:
+        """Shards of which nothing is known but that they are out of reach."""
+        return len({shard for shard, reason in self.counts if reason in _LOST})
+
+    def check(self, max_fraction: float, *, num_shards: int) -> None:
+        """Raises DataError with the worst shards where more than `max_fraction` of at least 1,000 samples are unusable,
+        or of the shards out of reach."""
+        if self.samples < _MIN_SAMPLES:
+            return
+        if self.lost_shards > max_fraction * num_shards:
+            raise DataError(
+                f"{self.lost_shards} of {num_shards} shards are out of reach · {_listed(self.by_shard)} · restore "
+                "them, or raise data.max_bad_fraction"
+            )
+        if self.unusable > max_fraction * self.samples:
             raise DataError(
                 f"{self.unusable} of {self.samples} samples are unusable ({_listed(self.by_reason)}) · worst shards: "
                 f"{_listed(self.by_shard)} · mend the shards (`diptych data check` lists all), or raise "

@@ -184,7 +184,10 @@ def evaluation_view(picture: Image.Image, size: int) -> UInt8[Tensor, "3 size si
     picture = flatten(picture)
     scale = size / min(picture.size)
     width, height = (max(size, int(side * scale)) for side in picture.size)
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return to_tensor(picture.crop((left, top, left + size, top + size)))
+    if picture.size == (width, height):
+        return to_tensor(picture.crop((left, top, left + size, top + size)))
+    # Only what the crop keeps is resized: the whole of a picture of 20000 x 1 would take gigabytes.
+    across, down = picture.width / width, picture.height / height
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return to_tensor(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))

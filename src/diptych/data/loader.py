@@ -1,7 +1,7 @@
 """Workers that turn lanes into batches."""
 
 import contextlib
-import shutil
+import gc
 from collections.abc import Generator, Iterator
 from functools import cached_property
 
@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 from diptych.data.batch import Batch, Chunk, Cursors, merge
 from diptych.data.reader import Chunks, Feed, Reading
 from diptych.data.remote import is_remote
-from diptych.data.shards import ShardStore, scratch_folder
+from diptych.data.shards import Scratch, ShardStore
 from diptych.data.sources import DataConfig, Source, mixture, resolve
-from diptych.errors import ConfigError, DiptychError
+from diptych.errors import ConfigError, DataError, DiptychError
 
 
 class Loader:
@@ -88,9 +88,12 @@ class Loader:
     def _generate(self, start: Cursors) -> Generator[Batch]:
         config = self._config
         remote = any(is_remote(shard) for source in self.sources for shard in source.shards)
-        scratch = scratch_folder(config.remote) if remote else None
+        scratch = Scratch(config.remote) if remote else None
+        folder = scratch.folder if scratch is not None else None
+        chunks: Iterator[Chunk | DiptychError] = iter(())
         try:
-            reading = Reading(config, self._feed, self.sources, mixture(config, self._feed.seed), start, scratch)
+            reading = Reading(config, self._feed, self.sources, mixture(config, self._feed.seed), start, folder)
+            gc.freeze()  # or each worker copies, page by page, what its collector looks through
             chunks = iter(
                 DataLoader(
                     Chunks(reading),
@@ -101,15 +104,26 @@ class Loader:
                     worker_init_fn=_one_thread if config.workers else None,
                 )
             )
+            gc.unfreeze()
             while True:
                 # The loader takes workers in turn, so this many consecutive chunks are one batch.
-                yield merge([_checked(next(chunks)) for _ in range(max(config.workers, 1))])
+                yield merge([_next(chunks) for _ in range(max(config.workers, 1))])
         finally:
+            del chunks  # ends the workers, and a prefetch in this process
             if scratch is not None:
-                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.close()
 
 
-def _checked(chunk: Chunk | DiptychError) -> Chunk:
+def _next(chunks: Iterator[Chunk | DiptychError]) -> Chunk:
+    try:
+        chunk = next(chunks)
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):  # torch says so of one that is gone
+            raise
+        raise DataError(
+            "a loader process was killed, perhaps because memory ran out · data.workers · lower it, "
+            "data.prefetch_batches or data.cache_mib, and start the same command again"
+        ) from error
     if isinstance(chunk, DiptychError):
         raise chunk
     return chunk

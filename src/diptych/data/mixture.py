@@ -2,8 +2,7 @@
 
 After n slots, source s should have given the integral of its share over the slots: a piecewise linear function of n,
 kept as an exact fraction. A batch draws from each source what is missing to that figure at the batch's end, rounded so
-that the batch is full (largest remainders). So every source stays within one sample of its share at all times, and each
-batch within two of its own.
+that the batch is full (largest remainders). So every source, and each batch, stays within two samples of its share.
 
 Within the batch, slots are ordered by the fractional part of (slot x golden ratio + seed): consecutive slots are spread
 as evenly as can be, and so are the slots of one lane. The first slots in that order go to the first source, and so on.

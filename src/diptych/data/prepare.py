@@ -24,7 +24,8 @@ class Prepared:
     """One usable sample."""
 
     key: str
-    shard: str
+    identity: int
+    """Of the sample, wherever its shard lies."""
     caption: str
     hard_captions: tuple[str, ...]
     second_caption: str | None
@@ -51,7 +52,8 @@ def prepare(raw: RawSample, source: Source, size: int, *, rng: np.random.Generat
     draws = draw(rng)
     hard = texts.choose_hard(captions, config, rng)
     second = texts.choose(captions, config.second_views, config, rng) if config.second_views else None
-    return Prepared(raw.key, raw.shard, caption, hard, second, pixels, draws)
+    identity = derive(0, source.name, source.labels[raw.shard], raw.key, raw.number)
+    return Prepared(raw.key, identity, caption, hard, second, pixels, draws)
 
 
 def _pixels(
@@ -79,17 +81,17 @@ class PixelCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
-        self._kept: dict[tuple[str, str], np.ndarray] = {}
+        self._kept: dict[tuple[str, int], np.ndarray] = {}
 
     def get(self, raw: RawSample) -> np.ndarray | None:
         """The pixels, if they are known."""
-        return self._kept.get((raw.shard, raw.key))
+        return self._kept.get((raw.shard, raw.number))
 
     def put(self, raw: RawSample, pixels: np.ndarray) -> None:
         """Keeps the pixels while there is room."""
         if pixels.nbytes <= self._left:
             self._left -= pixels.nbytes
-            self._kept[raw.shard, raw.key] = np.ascontiguousarray(pixels)
+            self._kept[raw.shard, raw.number] = np.ascontiguousarray(pixels)
 
 
 def rows(
@@ -110,7 +112,7 @@ def rows(
         images=_views(samples, of, sources, size),
         tokens=encode(captions, tokenizer),
         caption_ids=torch.tensor([derive(0, caption) for caption in captions], dtype=torch.long),
-        sample_ids=torch.tensor([_identity(sample) for sample in samples], dtype=torch.long),
+        sample_ids=torch.tensor([sample.identity for sample in samples], dtype=torch.long),
         hard_tokens=encode(hard, tokenizer).view(len(samples), hard_count, tokenizer.context_length),
         second_tokens=encode(second, tokenizer) if config.second_views else None,
     )
@@ -136,8 +138,3 @@ def _views(
 def encode(captions: Sequence[str], tokenizer: Tokenizer) -> Int[Tensor, "n context"]:
     """Token ids; of no captions, none."""
     return tokenizer(captions) if captions else torch.empty(0, tokenizer.context_length, dtype=torch.long)
-
-
-def _identity(sample: Prepared) -> int:
-    """Does not depend on where the shards lie."""
-    return derive(0, sample.shard.rpartition("/")[2], sample.key)

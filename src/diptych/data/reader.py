@@ -67,6 +67,13 @@ class Chunks(IterableDataset[Chunk | DiptychError]):
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         share = Share(offset=feed.rank + feed.world_size * number, stride=feed.world_size * workers)
         store = ShardStore(reading.config.remote, reading.scratch)
+        try:
+            yield from self._with(store, share)
+        finally:
+            store.close()
+
+    def _with(self, store: ShardStore, share: Share) -> Iterator[Chunk]:
+        reading, feed = self._reading, self._reading.feed
         cache = PixelCache(reading.config.cache_mib * 2**20)
         lanes = {
             (number, lane): Lane(reading, number, lane, store, cache)
@@ -133,7 +140,7 @@ class Lane:
             except UnusableSample as problem:
                 fault = Fault(problem.reason, entry.shard.name, entry.shard.key(entry.number))
                 faults.append(fault)
-                if not fault.key:
+                if entry.shard.lost:
                     lost_shards.add(fault.shard)
                 if passed + 1 >= _GIVE_UP_SAMPLES or len(lost_shards) >= self._patience:
                     self._give_up(passed + 1, fault, problem)

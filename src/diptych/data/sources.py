@@ -1,9 +1,10 @@
 """What a run reads: the settings of its data, and the sources that they name, resolved to shards."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from functools import cached_property
 
 from diptych.config import Config
 from diptych.data.captions import CaptionConfig
@@ -26,15 +27,19 @@ class SourceConfig(Config):
     lanes: int | None = None
     """Its parallel streams; none: `data.lanes`."""
     language: str | None = None
-    """Replaces `{language}` in the column names of its captions, such as `caption_{language}`."""
+    """Replaces `{language}` in the names of its caption columns, such as `caption_{language}`."""
     captions: CaptionConfig | None = None
     """Its captions; none: `data.captions`."""
     images: ImageConfig | None = None
     """Its crop and augmentation; none: `data.images`."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"weight must not be negative, not {self.weight}")
+        if not self.name:
+            raise ValueError("a source needs a name")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight must be a number from 0 on, not {self.weight}")
+        if self.lanes is not None and self.lanes < 1:
+            raise ValueError(f"lanes must be at least 1, not {self.lanes}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class DataConfig(Config):
         if strange:
             raise ValueError(f"weight_changes name a source {strange[0]!r}; there are: {', '.join(names) or 'none'}")
         for start, weights in self.weight_stages():
-            if min(weights, default=1) < 0 or not any(weights or (1,)):
+            if not all(0 <= weight < math.inf for weight in weights) or not any(weights or (1,)):
                 raise ValueError(f"from sample {start} on, no source has a positive weight, or one has a negative")
 
     def weight_stages(self) -> list[tuple[int, tuple[float, ...]]]:
@@ -132,11 +137,27 @@ class Source:
     captions: CaptionConfig
     images: ImageConfig
 
-    @property
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Shard → what tells it from the others, wherever they all lie: its address without what all have in common."""
+        plain = [shard if shard.startswith("pipe:") else shard.partition("?")[0] for shard in self.shards]
+        before = _in_common(plain)
+        after = _in_common([address[before:][::-1] for address in plain])
+        return {
+            shard: address[before : len(address) - after] for shard, address in zip(self.shards, plain, strict=True)
+        }
+
+    @cached_property
     def digest(self) -> str:
-        """Tells one list of shards from another, wherever they lie: their number, and a hash of their names."""
-        names = "\n".join(PurePath(shard).name for shard in self.shards)
-        return f"{len(self.shards)}:{hashlib.blake2b(names.encode(), digest_size=8).hexdigest()}"
+        """Tells one list of shards from another, wherever they lie: their number, and a hash of their labels."""
+        labels = "\n".join(self.labels[shard] for shard in self.shards)
+        return f"{len(self.shards)}:{hashlib.blake2b(labels.encode(), digest_size=8).hexdigest()}"
+
+
+def _in_common(texts: Sequence[str]) -> int:
+    """Characters that all begin with: those of the first and the last in alphabetical order do."""
+    first, last = min(texts), max(texts)
+    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def resolve(config: DataConfig) -> tuple[Source, ...]:
@@ -156,7 +177,7 @@ def _resolve(config: DataConfig, source: SourceConfig) -> Source:
     if source.language is not None:
         captions = captions.in_language(source.language)
     shards = list_shards(source.shards, max_missing=config.max_bad_fraction)
-    lanes = source.lanes or config.lanes
+    lanes = source.lanes if source.lanes is not None else config.lanes
     return Source(source.name, source.shards, shards, lanes, captions, source.images or config.images)
 
 

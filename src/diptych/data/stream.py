@@ -12,6 +12,8 @@ from diptych.data.order import LaneCursor, deal, shuffled_window
 from diptych.data.shards import OpenShard, RawSample, ShardStore
 from diptych.errors import DataError
 
+_AHEAD = 2
+"""Remote shards of a lane that are fetched while one is read."""
 _EMPTY_EPOCHS = 100
 """A lane may draw only empty shards now and then, not this many times in a row."""
 
@@ -84,8 +86,8 @@ def _entries_from(plan: LanePlan, epoch: int, skip: int, store: ShardStore) -> I
         if count is not None and count <= skip:
             skip -= count
             continue
+        for following in shards[place + 1 : place + 1 + _AHEAD]:
+            store.prepare(following)
         opened = store.open(shard)
-        if place + 1 < len(shards):
-            store.prepare(shards[place + 1])
         yield from (Entry(opened, number) for number in range(min(skip, opened.num_entries), opened.num_entries))
         skip = max(skip - opened.num_entries, 0)

@@ -17,7 +17,7 @@ from diptych.distributed.collectives import barrier, gather_objects, mean_over
 from diptych.distributed.groups import world_group
 from diptych.distributed.runtime import resolve_precision
 from diptych.distributed.wrap import Engine
-from diptych.errors import DiptychError
+from diptych.errors import ConfigError, DiptychError
 from diptych.losses import objective
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder
@@ -63,6 +63,7 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
         tokenizer=model.tokenizer,
     )
     loader = build_loader(recipe.data, feed)
+    _check_shards_agree(loader)
     model.to(engine.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs know it for tensors only
     loss = objective.build(recipe.objective, embed_dim=model.embed_dim, seed=recipe.seed).to(engine.device)
@@ -92,11 +93,24 @@ def _open_run(recipe: Recipe, engine: Engine) -> RunFolder:
     return RunFolder(recipe.run)
 
 
+def _check_shards_agree(loader: Loader) -> None:
+    """Raises ConfigError on every rank where one lists other shards: the order is that of the list. Every rank must
+    call."""
+    lists = gather_objects({source.name: source.digest for source in loader.sources})
+    for rank, theirs in enumerate(lists):
+        if theirs != lists[0]:
+            raise ConfigError(
+                f"rank {rank} finds other shards than rank 0 ({theirs} there, {lists[0]} here) · data.shards · is the "
+                "folder the same on every node?"
+            )
+
+
 def _run_steps(
     recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState, loader: Loader, evaluator: Evaluator | None
 ) -> None:
     wrapped = engine.wrap(state.model).train()
-    reporter = _Reporter(recipe, engine, run, state)
+    num_shards = sum(len(source.shards) for source in loader.sources)
+    reporter = _Reporter(recipe, engine, run, state, num_shards=num_shards)
     bar_text = f"training {run.root.name}"
     first_step = saved_step = state.step
     before = state.samples_seen
@@ -144,8 +158,9 @@ def _save(recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState) -> 
 class _Reporter:
     """Turns steps into metrics; on ranks other than the first it only keeps time."""
 
-    def __init__(self, recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState) -> None:
+    def __init__(self, recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState, *, num_shards: int) -> None:
         self._recipe, self._engine, self._run, self._state = recipe, engine, run, state
+        self._num_shards = num_shards
         self._active = active = engine.ranks.is_main
         self.throughput = Throughput()
         self._status = ""
@@ -172,7 +187,7 @@ class _Reporter:
             self._status = f"loss {loss:.3f} · {rate:,.0f} samples/s"
             if not sys.stderr.isatty():
                 log.info("step=%d/%d %s", self._state.step, self._recipe.total_steps, self._status)
-        faults.check(self._recipe.data.max_bad_fraction)
+        faults.check(self._recipe.data.max_bad_fraction, num_shards=self._num_shards)
         return self._status
 
     def _write_faults(self, faults: FaultLog) -> None:

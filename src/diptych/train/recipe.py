@@ -36,6 +36,10 @@ class LogConfig(Config):
     tensorboard: bool = True
     """Also write TensorBoard event files."""
 
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1, not {self.every_steps}")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
@@ -45,6 +49,10 @@ class EvaluateConfig(Config):
     """YAML of evaluation tasks (as for `diptych eval --config`); none: no evaluation during training."""
     every_samples: int | None = None
     """Samples between evaluations; none: at the end only."""
+
+    def __post_init__(self) -> None:
+        if self.every_samples is not None and self.every_samples < 1:
+            raise ValueError(f"every_samples must be positive, not {self.every_samples}")
 
 
 @dataclass(frozen=True)

@@ -148,3 +148,45 @@ def test_word_dropout_leaves_at_least_one_word_in_order() -> None:
         assert kept == sorted(kept)
     assert len(augmented(word_dropout=1.0)) == len(words)
     assert augmented() == {SENTENCES}
+
+
+@pytest.mark.parametrize(
+    ("document", "expected", "shortest"),
+    [
+        ({"captions": {"c": [None, "x", 3]}}, "x", 1),
+        ({"captions": {"c": "ein \ud83d Bild", "score": 0.3}}, "ein ? Bild", 1),
+        ({"captions": {"c": " " * 9000 + "late"}}, "late", 1),
+        ({"captions": {"c": ["\ufeff", "  ", "good"]}}, "good", 2),
+        ({"captions": {"c": ["ab", "long enough"]}}, "long enough", 3),
+    ],
+)
+def test_only_texts_worth_reading_are_captions(document: dict[str, object], expected: str, shortest: int) -> None:
+    captions = parse({"json": json.dumps(document).encode()})
+    config = CaptionConfig((CaptionView(("c",)), CaptionView(("c", "none"))), min_chars=shortest)
+    assert {choose(captions, config.views, config, generator(0, i)) for i in range(20)} == {expected}
+
+
+def test_a_byte_order_mark_is_no_text() -> None:
+    assert read({"txt": b"\xef\xbb\xbffine"}) == {"txt": ("fine",)}
+
+
+def test_scores_belong_to_their_texts_whatever_is_left_out() -> None:
+    document = {"captions": {"c": ["a", " ", "b"], "score": [1, 5, 0]}}
+    captions = parse({"json": json.dumps(document).encode()})
+    config = CaptionConfig((CaptionView(("c",), pick="weighted", scores="score"),))
+    assert {choose(captions, config.views, config, generator(0, i)) for i in range(40)} == {"a"}
+    for scores in ([10**400, 1, 1], [1, 1], "none", [0, 0, 0], [1, True, 1]):
+        captions = parse({"json": json.dumps({"captions": {"c": ["a", "d", "b"], "score": scores}}).encode()})
+        with pytest.raises(UnusableSample, match="bad_caption"):
+            choose(captions, config.views, config, generator(0))
+
+
+def test_limits_are_of_what_was_written_not_of_what_dropout_left() -> None:
+    captions = Captions({"txt": ("a red dog",)})
+    config = CaptionConfig(min_chars=4, augment=TextAugmentConfig(word_dropout=0.9))
+    assert "a" in {choose(captions, config.views, config, generator(0, i)) for i in range(200)}
+
+
+def test_megabytes_of_json_are_not_parsed() -> None:
+    with pytest.raises(UnusableSample, match="bad_caption"):
+        parse({"json": b"[" + b"{}," * 2_000_000 + b"{}]"})

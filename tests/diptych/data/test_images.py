@@ -241,3 +241,10 @@ def test_an_outline_inks_edges_and_leaves_plain_areas() -> None:
     assert view[:, :, 11:13].max() < 90
     assert view[:, :, :11].eq(255).all()
     assert view[:, :, 13:].eq(100).all()
+
+
+def test_a_thread_of_a_picture_is_no_gigabyte() -> None:
+    """Its whole, brought to the size, would be 200,000 x 32 times as many pixels."""
+    view = evaluation_view(Image.new("RGB", (200_000, 1), (1, 2, 3)), 32)
+    assert view.shape == (3, 32, 32)
+    assert view[:, 5, 5].tolist() == [1, 2, 3]

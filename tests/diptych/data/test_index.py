@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from webdataset.tariterators import base_plus_ext
 
 import diptych.testing as make
 from diptych.data import index
+from diptych.data.faults import UnusableSample
 from diptych.data.shards import ShardStore, read_shard
 from diptych.testing import tiny_sample
 
@@ -48,7 +50,7 @@ def test_the_format_is_the_documented_one(shard: Path) -> None:
     import json
 
     header, *lines = index.sidecar(shard).read_text().splitlines()
-    assert json.loads(header).keys() == {"format", "shard_bytes", "layout", "samples", "fault"}
+    assert json.loads(header).keys() == {"format", "shard_bytes", "layout", "lines", "samples", "fault"}
     assert json.loads(header)["format"] == 2
     assert json.loads(lines[0])[0] == "s0"
     assert [part[0] for part in json.loads(lines[0])[1:]] == ["png", "json", "txt", "cls"]
@@ -166,3 +168,106 @@ def test_damage_has_a_name(shard: Path, change: object, fault: str) -> None:
     assert index.read(shard) == index.scan(shard)
     opened = ShardStore().open(str(shard))
     assert opened.num_entries == index.count(shard) == len(index.scan(shard).samples) + bool(fault)
+
+
+def with_lines(shard: Path, header: dict[str, object], *lines: str) -> None:
+    """A sidecar that is consistent in itself, and says what it likes."""
+    import hashlib
+    import json
+
+    text = "".join(f"{line}\n" for line in lines)
+    whole = json.loads(index.sidecar(shard).read_text().splitlines()[0])
+    whole |= {"samples": len(lines), "lines": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()} | header
+    index.sidecar(shard).write_text(json.dumps(whole) + "\n" + text)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"samples": "1"}, {"samples": -1}, {"samples": 2**70}, {"fault": ["x"]}, {"fault": "odd"}, {"shard_bytes": None}],
+)
+def test_a_header_without_sense_is_ignored(shard: Path, header: dict[str, object]) -> None:
+    with_lines(shard, header, '["a", ["txt", 512, 1]]')
+    assert index.read(shard) is None
+    assert index.count(shard) == 5
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '["a", ["txt", 1, 1]]',
+        '["a", ["txt", 512, 99999999]]',
+        f'["a", ["txt", {2**70}, 1]]',
+        '["a", ["txt", 512, -1]]',
+        '["a"]',
+        '["a", 5]',
+        '[7, ["txt", 512, 1]]',
+        "{}",
+        "[" * 100_000,
+        "no json",
+    ],
+)
+def test_a_line_without_sense_costs_its_sample_alone(shard: Path, line: str) -> None:
+    with_lines(shard, {}, line, '["good", ["jpg", 1024, 3], ["txt", 512, 4]]')
+    opened = ShardStore().open(str(shard))
+    with pytest.raises(UnusableSample, match="unreadable"):
+        opened.read(0)
+    assert opened.key(0) == ""
+    data = shard.read_bytes()
+    assert opened.read(1).members == {"jpg": data[1024:1027], "txt": data[512:516]}
+
+
+def test_members_that_overlap_are_not_copied_without_end(tmp_path: Path) -> None:
+    shard = tmp_path / "x.tar"
+    with shard.open("wb") as file:
+        file.truncate(30 << 20)
+    index.write(shard, index.ShardIndex(30 << 20, "", ()))
+    with_lines(shard, {}, str(["a", *([f"x{i}", 512, 29 << 20] for i in range(50))]).replace("'", '"'))
+    with pytest.raises(UnusableSample, match="too_large"):
+        ShardStore().open(str(shard)).read(0)
+
+
+def extended(kind: bytes, size: int, data: bytes = b"") -> bytes:
+    entry = tarfile.TarInfo("long")
+    entry.type, entry.size = kind, size
+    return entry.tobuf(tarfile.USTAR_FORMAT) + data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        extended(tarfile.XHDTYPE, 1 << 20, b"1" * (1 << 20)),  # Python takes minutes for these digits
+        extended(tarfile.GNUTYPE_LONGNAME, 1 << 30),
+        extended(tarfile.GNUTYPE_LONGLINK, 1 << 20, b"n" * (1 << 20)),
+        extended(tarfile.GNUTYPE_SPARSE, 5)[:482] + b"\1" * 30,
+    ],
+)
+def test_extended_headers_of_absurd_size_are_not_read(tmp_path: Path, data: bytes) -> None:
+    path = tar(tmp_path / "x.tar", [("a.txt", b"text")])
+    whole = path.read_bytes()[:1024]
+    path.write_bytes(whole + data)
+    found = index.scan(path)
+    assert [sample.key for sample in found.samples] in (["a"], [])
+    assert found.fault in ("broken_tar", "truncated")
+
+
+def test_sparse_members_and_odd_types_are_passed_over(tmp_path: Path) -> None:
+    holes = tmp_path / "1.bin"
+    with holes.open("wb") as file:
+        file.seek(1 << 20)
+        file.write(b"end")
+    for name in ("0.txt", "2.txt", "3.txt"):
+        (tmp_path / name).write_text(name)
+    for form in ("gnu", "posix"):
+        path = tmp_path / f"{form}.tar"
+        names = ["0.txt", "1.bin", "2.txt", "3.txt"]
+        subprocess.run(["tar", "--sparse", f"--format={form}", "-cf", path, *names], cwd=tmp_path, check=True)
+        found = index.scan(path)
+        assert [sample.key for sample in found.samples] == ["0", "2", "3"]
+        assert found.fault == ""
+
+
+def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    opened = ShardStore().open(str(tmp_path / "x.tar"))
+    with pytest.raises(UnusableSample, match="missing_shard"):
+        opened.read(0)

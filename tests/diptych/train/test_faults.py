@@ -12,9 +12,13 @@ from accelerate.state import PartialState
 import diptych.testing as make
 from diptych.config import dump, from_tree
 from diptych.data.faults import Fault, FaultLog
-from diptych.errors import DataError
+from diptych.data.loader import Loader
+from diptych.data.reader import Feed
+from diptych.data.sources import DataConfig, resolve
+from diptych.errors import ConfigError, DataError
 from diptych.log import read_metrics
 from diptych.testing import TINY_MODEL, TinySample, run_ranks, tiny_sample
+from diptych.train import loop
 from diptych.train.loop import train
 from diptych.train.recipe import Recipe
 
@@ -117,8 +121,35 @@ def test_the_log_of_faults_adds_up_and_is_kept() -> None:
     assert one.by_shard == {"a.tar": 3, "b.tar": 1}
     assert one.examples["truncated"] == ["a.tar"]
     assert FaultLog.from_json(json.loads(json.dumps(one.to_json()))) == one
-    one.check(0.0)  # sixteen samples say nothing about a fraction
+    one.check(0.0, num_shards=1)  # sixteen samples say nothing about a fraction
     one.add(984, [])
-    one.check(0.004)
+    one.check(0.004, num_shards=1)
     with pytest.raises(DataError, match=r"4 of 1000 samples are unusable .2 undecodable.*3 a\.tar, 1 b\.tar"):
-        one.check(0.0039)
+        one.check(0.0039, num_shards=1)
+
+
+def test_lost_shards_are_a_share_of_all_shards() -> None:
+    """One of them is one sample to the counter, and a thousand to the run."""
+    faults = FaultLog()
+    faults.add(4000, [Fault("unreachable_shard", f"{i}.tar", "") for i in range(10)])
+    faults.check(0.01, num_shards=1000)
+    with pytest.raises(DataError, match="10 of 20 shards are out of reach"):
+        faults.check(0.01, num_shards=20)
+
+
+@pytest.mark.distributed
+def test_ranks_that_find_other_shards_do_not_train(tmp_path: Path) -> None:
+    for node, sizes in (("node0", [4, 4, 4]), ("node1", [4, 4])):
+        make.write_shards(tmp_path / node, sizes)
+    messages = run_ranks(_agree, 2, tmp_path)
+    assert messages[0] == messages[1]
+    assert "rank 1 finds other shards than rank 0" in messages[0]
+
+
+def _agree(rank: int, folder: Path) -> str:
+    config = from_tree(DataConfig, {"shards": str(folder / f"node{rank}"), "lanes": 2, "workers": 0})
+    try:
+        loop._check_shards_agree(Loader(config, Feed(2, rank, 2, 0, 16, None), resolve(config)))
+    except ConfigError as error:
+        return str(error)
+    return ""
