@@ -4,10 +4,12 @@ DiptychError
 ├── ConfigError        a key, value or combination in the configuration
 ├── DataError          a picture, caption, table, shard or folder
 ├── CheckpointError    a checkpoint that is missing, damaged or of another model
-└── DistributedError   ranks, groups and launchers
+├── DistributedError   ranks, groups and launchers
+├── TrainingError      a run that does not learn any more
+└── Interrupted        no error: a signal asked the run to end, and it can go on
 
 Every message is one line: *what is wrong (value) · where (file, key, shard, rank) · what to do*.
-`diptych.cli` prints it and exits with code 2; anything else is a bug and keeps its traceback.
+`diptych.cli` prints it and exits with code 2 (75 where interrupted); anything else is a bug and keeps its traceback.
 """
 
 
@@ -29,3 +31,11 @@ class CheckpointError(DiptychError):
 
 class DistributedError(DiptychError):
     """A process group that cannot do what was asked."""
+
+
+class TrainingError(DiptychError):
+    """A run whose updates are no numbers any more."""
+
+
+class Interrupted(DiptychError):
+    """A run that was asked to end, has saved what it has, and goes on when the same command is started again."""

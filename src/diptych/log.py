@@ -66,9 +66,13 @@ class MetricsLog:
     def __init__(self, path: Path, *, resume_step: int = 0, tensorboard: Path | None = None) -> None:
         self._path = path
         self._events = None if tensorboard is None else _event_writer(tensorboard, resume_step)
-        if path.exists():
-            kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.rewind(resume_step)
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows behind `step`, which are about to be made again."""
+        if self._path.exists():
+            kept = [row for row in read_metrics(self._path) if row["step"] <= step]
+            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line: the step and its named numbers; NaN and infinity become null, which JSON can hold."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-OK, INTERNAL, BAD_INPUT = 0, 1, 2
+OK, INTERNAL, BAD_INPUT, START_AGAIN = 0, 1, 2, 75
 _WIDTH_OF_A_FILE = 120
 
 

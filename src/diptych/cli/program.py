@@ -9,17 +9,21 @@ from typing import Any
 
 from diptych import log as logs
 from diptych.cli import bench, data, evaluate, train
-from diptych.cli.outcome import BAD_INPUT, Outcome
-from diptych.errors import DiptychError
+from diptych.cli.outcome import BAD_INPUT, START_AGAIN, Outcome
+from diptych.errors import DiptychError, Interrupted
 from diptych.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code: 0 done, 2 bad input (one line on stderr), traceback for a bug."""
+    """Runs one verb; returns the exit code: 0 done, 2 bad input (one line on stderr), 75 start it
+    again to go on, traceback for a bug."""
     options = parse(arguments)
     logs.setup(quiet=options.quiet, rank=int(os.environ.get("RANK", "0")))
     try:
         result = options.verb(options)
+    except Interrupted as request:
+        print(f"diptych: {request}", file=sys.stderr)
+        return START_AGAIN
     except DiptychError as error:
         print(f"diptych: error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import signal
 from collections.abc import Generator, Iterator
 from functools import cached_property
 
@@ -14,6 +15,8 @@ from diptych.data.remote import is_remote
 from diptych.data.shards import Scratch, ShardStore
 from diptych.data.sources import DataConfig, Source, mixture, resolve
 from diptych.errors import ConfigError, DataError, DiptychError
+
+_GRACE_SECONDS = 60
 
 
 class Loader:
@@ -117,8 +120,9 @@ class Loader:
 def _next(chunks: Iterator[Chunk | DiptychError]) -> Chunk:
     try:
         chunk = next(chunks)
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):  # torch says so of one that is gone
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # What torch says of a worker that is gone, or what comes of reading a tensor from it.
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         raise DataError(
             "a loader process was killed, perhaps because memory ran out · data.workers · lower it, "
@@ -131,6 +135,9 @@ def _next(chunks: Iterator[Chunk | DiptychError]) -> Chunk:
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
+    # Whoever ends a job signals all its processes. The training process saves first, and needs batches until then.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
 
 
 def build_loader(config: DataConfig, feed: Feed) -> Loader:

@@ -80,6 +80,11 @@ class Objective(nn.Module):
             scalars[term.choice_name] = value.detach()
         return Terms(total, scalars | {"total": total.detach()})
 
+    @property
+    def remembers(self) -> bool:
+        """Whether `after_step` does anything: queues and tables keep something of each batch."""
+        return any(True for _ in self.buffers())
+
     def after_step(self, pairs: Pairs) -> None:
         """Lets queues take note of a batch whose loss has been computed. Every rank must call."""
         self.contrastive.after_step(pairs)

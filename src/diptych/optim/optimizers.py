@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from diptych.config import Config
 from diptych.optim.groups import split
@@ -52,3 +53,9 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The rate of every group for the coming step."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def step_unless(optimizer: torch.optim.Optimizer, left_out: Bool[Tensor, ""]) -> None:
+    """One update; where `left_out` is true nothing changes, which the device finds out by itself."""
+    optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]  # as torch's GradScaler tells fused optimizers
+    optimizer.step()

@@ -1,9 +1,10 @@
 """The training loop: builds, resumes, steps, logs, saves. What happens in a run is the text of this file."""
 
+import copy
 import json
 import logging
 import sys
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 
@@ -17,7 +18,7 @@ from diptych.distributed.collectives import barrier, gather_objects, mean_over
 from diptych.distributed.groups import world_group
 from diptych.distributed.runtime import resolve_precision
 from diptych.distributed.wrap import Engine
-from diptych.errors import ConfigError, DiptychError
+from diptych.errors import ConfigError, DiptychError, Interrupted, TrainingError
 from diptych.losses import objective
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder
@@ -25,6 +26,7 @@ from diptych.models.ema import Ema
 from diptych.optim import optimizers
 from diptych.runfolder import RunFolder, write_text
 from diptych.train import checkpoint, step
+from diptych.train.guard import Guard, listening
 from diptych.train.meters import Throughput
 from diptych.train.recipe import MAY_CHANGE, Recipe
 from diptych.train.state import TrainState, restore_newest, whole_weights
@@ -71,7 +73,7 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     engine.shard(model, *([ema.model] if ema is not None else []))
     optimizer = optimizers.build(recipe.optim, model, loss)
-    state = TrainState(model, loss, optimizer, ema)
+    state = TrainState(model, loss, optimizer, ema, Guard(recipe.guard, engine.device))
     if restore_newest(run.checkpoints, state):
         log.info("resumed step=%d samples_seen=%d run=%s", state.step, state.samples_seen, run.root)
     _run_steps(recipe, engine, run, state, loader, evaluator)
@@ -115,6 +117,7 @@ def _run_steps(
     first_step = saved_step = state.step
     before = state.samples_seen
     with (
+        listening() as request,
         loader.batches(state.cursors) as batches,
         logs.progress(bar_text, recipe.total_steps, quiet=not engine.ranks.is_main, done=state.step) as bar,
     ):
@@ -130,11 +133,51 @@ def _run_steps(
             if _due(recipe.checkpoint.every_samples, before, state.samples_seen):
                 _save(recipe, engine, run, state)
                 saved_step = state.step
+            # Ranks agree on it where they meet anyway.
+            agreed = reporter.due or engine.ranks.world_size == 1
+            if agreed and (signal := next(filter(None, gather_objects(request.name)), "")):
+                _end_early(recipe, engine, run, state, signal, saved=saved_step == state.step)
+            if reporter.due and state.guard.failed:
+                _go_back(recipe, run, state, reporter)
     if saved_step < state.step:
         _save(recipe, engine, run, state)
     if state.step > first_step and not _due(recipe.evaluate.every_samples, before, state.samples_seen):
         reporter.evaluate(evaluator)
     reporter.close()
+
+
+def _end_early(
+    recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState, signal: str, *, saved: bool
+) -> NoReturn:
+    """Saves, and raises Interrupted. Every rank must call."""
+    if not saved and state.step < recipe.total_steps:
+        _save(recipe, engine, run, state)
+    raise Interrupted(
+        f"{signal} after step {state.step} of {recipe.total_steps} · {run.root} · saved; the same command goes on"
+    )
+
+
+def _go_back(recipe: Recipe, run: RunFolder, state: TrainState, reporter: "_Reporter") -> None:
+    """Takes up the newest checkpoint again, and leaves out the samples that came since. Every rank must call.
+
+    Raises:
+        TrainingError: the recipe does not want that, there is no checkpoint, or it has been done too often.
+    """
+    why = f"the last {recipe.guard.max_skipped} updates or more were no numbers or spikes, at step {state.step}"
+    if recipe.guard.on_failure == "stop" or state.guard.roll_backs >= recipe.guard.max_roll_backs:
+        raise TrainingError(
+            f"{why} · {run.root} · lower optim.peak_lr, set guard.spike_factor or guard.on_failure=roll_back; the same "
+            "command goes on from the newest checkpoint"
+        )
+    cursors, faults, guard = state.cursors, state.faults, copy.copy(state.guard)
+    if not restore_newest(run.checkpoints, state):
+        raise TrainingError(
+            f"{why}, and there is no checkpoint to go back to · {run.root} · set checkpoint.every_samples"
+        )
+    state.cursors, state.faults = cursors, faults
+    state.guard.went_back(guard)
+    reporter.rewind()
+    log.warning("%s: back to step %d, on with the samples that follow now", why, state.step)
 
 
 def _due(every: int | None, before: int, now: int) -> bool:
@@ -175,8 +218,7 @@ class _Reporter:
             DataError: too many samples are unusable, on all ranks together; every rank raises it.
         """
         self.throughput.count(self._recipe.global_batch)
-        last = self._state.step == self._recipe.total_steps
-        if self._state.step % self._recipe.log.every_steps and not last:
+        if not self.due:
             return self._status
         faults = self._state.collect_faults()
         values = self._values(result) | self.throughput.read()
@@ -190,6 +232,16 @@ class _Reporter:
         faults.check(self._recipe.data.max_bad_fraction, num_shards=self._num_shards)
         return self._status
 
+    @property
+    def due(self) -> bool:
+        """Whether this step is one at which ranks meet to log."""
+        return self._state.step % self._recipe.log.every_steps == 0 or self._state.step == self._recipe.total_steps
+
+    def rewind(self) -> None:
+        """Forgets the rows behind the step that the run has gone back to."""
+        if self._active:
+            self._log.rewind(self._state.step)
+
     def _write_faults(self, faults: FaultLog) -> None:
         if faults.unusable:
             write_text(self._run.faults, json.dumps(faults.to_json(), ensure_ascii=False, indent=1) + "\n")
@@ -202,6 +254,11 @@ class _Reporter:
         numbers = mean_over(torch.stack([value.detach().float() for value in device.values()]), world_group()).tolist()
         counters = {"train/lr": result.lr, "train/samples_seen": float(self._state.samples_seen)}
         counters |= {f"data/bad/{reason}": float(count) for reason, count in self._state.faults.by_reason.items()}
+        if skipped := self._state.guard.skipped():
+            counters |= {
+                "train/skipped_updates": float(skipped),
+                "train/roll_backs": float(self._state.guard.roll_backs),
+            }
         drawn = self._state.cursors.drawn if self._state.cursors is not None else {}
         counters |= {f"data/samples/{name}": float(count) for name, count in drawn.items() if name}
         return dict(zip(device, numbers, strict=True)) | counters

@@ -9,6 +9,7 @@ from diptych.distributed.runtime import Precision
 from diptych.losses.objective import ObjectiveConfig
 from diptych.models.dual_encoder import ModelConfig
 from diptych.optim.optimizers import OptimConfig
+from diptych.train.guard import GuardConfig
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Recipe(Config):
     """What is written while training."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Evaluation during training."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Updates that are left out, and what a failed run does."""
 
     def __post_init__(self) -> None:
         if self.global_batch < 1 or self.total_samples < self.global_batch:
@@ -110,6 +113,7 @@ MAY_CHANGE = (
     "log",
     "checkpoint",
     "evaluate",
+    "guard",
     "precision",
     "data.workers",
     "data.prefetch_batches",

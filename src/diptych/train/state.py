@@ -18,6 +18,7 @@ from diptych.models.ema import Ema
 from diptych.optim.groups import split
 from diptych.train import checkpoint
 from diptych.train.checkpoint import Snapshot
+from diptych.train.guard import Guard
 
 
 @dataclass
@@ -29,6 +30,7 @@ class TrainState:
     """Its plugs may have state (queues, tables of samples) and parameters."""
     optimizer: torch.optim.Optimizer
     ema: Ema[DualEncoder] | None
+    guard: Guard
     step: int = 0
     samples_seen: int = 0
     cursors: Cursors | None = None
@@ -63,6 +65,7 @@ class TrainState:
             "optimizer": whole_weights(self._optimizer_tensors(), keep=keep),
         }
         state = {"step": self.step, "samples_seen": self.samples_seen, "cursors": cursors.to_json()}
+        state["guard"] = self.guard.to_json()
         state["faults"] = self.collect_faults().to_json()
         if objective := self.objective.whole_state():
             tensors["objective"] = objective
@@ -95,6 +98,7 @@ class TrainState:
         self.samples_seen = snapshot.state["samples_seen"]
         self.cursors = Cursors.from_json(snapshot.state["cursors"])
         self.faults = FaultLog.from_json(snapshot.state["faults"])
+        self.guard.take(snapshot.state["guard"])
 
     def _numbered_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters in the order in which the optimizer numbers them."""

@@ -46,9 +46,11 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     pairs, terms = _gradients(recipe, engine, model, state, batch, moment)
     average_gradients(state.objective.parameters())
     grad_norm = _clip(recipe.optim.grad_clip_norm, state.model, state.objective)
-    state.optimizer.step()
+    left_out = state.guard.judge(grad_norm)
+    optimizers.step_unless(state.optimizer, left_out)
     state.optimizer.zero_grad(set_to_none=True)
-    state.objective.after_step(pairs)
+    if not state.objective.remembers or not bool(left_out):  # what is no number must not get into queues and tables
+        state.objective.after_step(pairs)
     state.model.clamp_logit_scale()
     if state.ema is not None:
         state.ema.update(state.model)

@@ -21,6 +21,7 @@ from diptych.models import dual_encoder
 from diptych.optim import optimizers
 from diptych.testing import TINY_MODEL, run_ranks
 from diptych.train import checkpoint, loop
+from diptych.train.guard import Guard
 from diptych.train.recipe import Recipe
 from diptych.train.state import TrainState
 
@@ -170,7 +171,8 @@ def _cursors_after_three_batches(rank: int, shards: Path) -> dict[str, Any]:
     config = recipe(shards, Path("unused"))
     model = dual_encoder.build(config.model, seed=0)
     loss = objective.build(config.objective, embed_dim=model.embed_dim, seed=0)
-    state = TrainState(model, loss, optimizers.build(config.optim, model, loss), None)
+    guard = Guard(config.guard, torch.device("cpu"))
+    state = TrainState(model, loss, optimizers.build(config.optim, model, loss), None, guard)
     feed = Feed(global_batch=8, rank=rank, world_size=2, seed=0, image_size=16, tokenizer=model.tokenizer)
     with build_loader(config.data, feed).batches() as batches:
         for batch in islice(batches, 3):

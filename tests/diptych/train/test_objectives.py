@@ -20,6 +20,7 @@ from diptych.models import dual_encoder
 from diptych.optim import optimizers
 from diptych.testing import TINY_MODEL, run_ranks
 from diptych.train import checkpoint, loop, step
+from diptych.train.guard import Guard, GuardConfig
 from diptych.train.recipe import Recipe
 from diptych.train.state import TrainState
 
@@ -162,7 +163,11 @@ def saved_by_ranks(rank: int, tree: dict[str, Any]) -> dict[str, torch.Tensor]:
     table.store(torch.tensor([2 * rank, 2 * rank + 1]), torch.full((2, 3), float(rank + 1)))
     model = dual_encoder.build(from_tree(dual_encoder.ModelConfig, TINY_MODEL), seed=0)
     optimizer = optimizers.build(optimizers.OptimConfig(), model, loss)
-    return TrainState(model, loss, optimizer, None).snapshot().tensors["objective"]
+    return (
+        TrainState(model, loss, optimizer, None, Guard(GuardConfig(), torch.device("cpu")))
+        .snapshot()
+        .tensors["objective"]
+    )
 
 
 @pytest.mark.distributed
