@@ -5,7 +5,6 @@ import http.client
 import re
 import socket
 import string
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Generator
@@ -49,16 +48,14 @@ class Http:
     def _open(self, line: Line, have: int) -> http.client.HTTPResponse:
         headers = _range(have, line.before) if have else {}
         request = urllib.request.Request(self._url, headers=headers)
+        connections = _Noting(line)
         try:
-            response: http.client.HTTPResponse = urllib.request.build_opener(_Noting(line)).open(
-                request, timeout=self._timeout
-            )
-        except urllib.error.HTTPError as error:
-            error.close()
-            if have and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return urllib.request.build_opener(connections).open(request, timeout=self._timeout)
+        except Exception as error:
+            connections.close()
+            if have and getattr(error, "code", 0) == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return self._open(line, 0)
             raise
-        return response
 
 
 def _range(have: int, before: Opened) -> dict[str, str]:
@@ -106,14 +103,23 @@ class _Noting(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     def __init__(self, line: Line) -> None:
         super().__init__()
         self._line = line
+        self._response: http.client.HTTPResponse | None = None
 
-    def http_open(self, req: urllib.request.Request) -> Any:
-        connection: Any = _Plain  # the typed protocol knows of no further argument
-        return self.do_open(connection, req, line=self._line)
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self._note(_Plain, req)
 
-    def https_open(self, req: urllib.request.Request) -> Any:
-        connection: Any = _Secure
-        return self.do_open(connection, req, line=self._line)
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self._note(_Secure, req)
+
+    def close(self) -> None:
+        """Closes the last response, which a senseless redirection leaves open."""
+        if self._response is not None:
+            self._response.close()
+
+    def _note(self, connection: Any, request: urllib.request.Request) -> http.client.HTTPResponse:
+        response = self.do_open(connection, request, line=self._line)
+        self._response = response
+        return response
 
 
 class _Plain(http.client.HTTPConnection):
