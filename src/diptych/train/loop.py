@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import sys
+from contextlib import closing
 from typing import NoReturn, Protocol
 
 import torch
@@ -25,10 +26,11 @@ from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
 from diptych.optim import optimizers
 from diptych.runfolder import RunFolder, write_text
-from diptych.train import checkpoint, step
+from diptych.train import step
 from diptych.train.guard import Guard, listening
 from diptych.train.meters import Throughput
 from diptych.train.recipe import MAY_CHANGE, Recipe
+from diptych.train.saver import Saver
 from diptych.train.state import TrainState, restore_newest, whole_weights
 from diptych.train.step import StepResult
 
@@ -114,10 +116,10 @@ def _run_steps(
     num_shards = sum(len(source.shards) for source in loader.sources)
     reporter = _Reporter(recipe, engine, run, state, num_shards=num_shards)
     bar_text = f"training {run.root.name}"
-    first_step = saved_step = state.step
-    before = state.samples_seen
+    first_step, before = state.step, state.samples_seen
     with (
         listening() as request,
+        closing(Saver(recipe, engine, run, state)) as saver,
         loader.batches(state.cursors) as batches,
         logs.progress(bar_text, recipe.total_steps, quiet=not engine.ranks.is_main, done=state.step) as bar,
     ):
@@ -131,27 +133,27 @@ def _run_steps(
             if _due(recipe.evaluate.every_samples, before, state.samples_seen):
                 reporter.evaluate(evaluator)
             if _due(recipe.checkpoint.every_samples, before, state.samples_seen):
-                _save(recipe, engine, run, state)
-                saved_step = state.step
+                saver.save()
             # Ranks agree on it where they meet anyway.
             agreed = reporter.due or engine.ranks.world_size == 1
             if agreed and (signal := next(filter(None, gather_objects(request.name)), "")):
-                _end_early(recipe, engine, run, state, signal, saved=saved_step == state.step)
+                _end_early(recipe, run, state, saver, signal)
             if reporter.due and state.guard.failed:
+                saver.finish()
                 _go_back(recipe, run, state, reporter)
-    if saved_step < state.step:
-        _save(recipe, engine, run, state)
+        if saver.saved_step != state.step:
+            saver.save()
+        saver.finish()
     if state.step > first_step and not _due(recipe.evaluate.every_samples, before, state.samples_seen):
         reporter.evaluate(evaluator)
     reporter.close()
 
 
-def _end_early(
-    recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState, signal: str, *, saved: bool
-) -> NoReturn:
+def _end_early(recipe: Recipe, run: RunFolder, state: TrainState, saver: Saver, signal: str) -> NoReturn:
     """Saves, and raises Interrupted. Every rank must call."""
-    if not saved and state.step < recipe.total_steps:
-        _save(recipe, engine, run, state)
+    if saver.saved_step != state.step:
+        saver.save()
+    saver.finish()
     raise Interrupted(
         f"{signal} after step {state.step} of {recipe.total_steps} · {run.root} · saved; the same command goes on"
     )
@@ -183,19 +185,6 @@ def _go_back(recipe: Recipe, run: RunFolder, state: TrainState, reporter: "_Repo
 def _due(every: int | None, before: int, now: int) -> bool:
     """Whether a multiple of `every` samples was passed by the last step."""
     return every is not None and now // every > before // every
-
-
-def _save(recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState) -> None:
-    snapshot = state.snapshot()
-    problem: DiptychError | None = None
-    if engine.ranks.is_main:
-        try:
-            checkpoint.save(run.checkpoints, state.step, snapshot, keep_last=recipe.checkpoint.keep_last)
-        except DiptychError as error:
-            problem = error
-    for found in gather_objects(problem):
-        if found is not None:
-            raise found
 
 
 class _Reporter:

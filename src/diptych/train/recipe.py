@@ -20,12 +20,18 @@ class CheckpointConfig(Config):
     """Samples between checkpoints; none: one at the end only."""
     keep_last: int = 2
     """Newest checkpoints kept on disk."""
+    keep_every_samples: int | None = None
+    """The first checkpoint at or behind each multiple of this stays for good; none: only the newest stay."""
+    asynchronous: bool = True
+    """Write in a thread while training goes on; the weights are copied first. Off, training waits."""
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
             raise ValueError(f"keep_last must be at least 1, not {self.keep_last}")
-        if self.every_samples is not None and self.every_samples < 1:
-            raise ValueError(f"every_samples must be positive, not {self.every_samples}")
+        for name in ("every_samples", "keep_every_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive, not {value}")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class TrainState:
         state["guard"] = self.guard.to_json()
         state["faults"] = self.collect_faults().to_json()
         if objective := self.objective.whole_state():
-            tensors["objective"] = objective
+            tensors["objective"] = whole_weights(objective, keep=keep)
         if self.ema is not None:
             tensors["ema"] = whole_weights(self.ema.model.state_dict(), keep=keep)
             state["ema_updates"] = self.ema.num_updates
@@ -129,7 +129,8 @@ def whole_weights(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor
     for name, tensor in tensors.items():
         value = sharding.whole(tensor.detach())
         if keep:
-            found[name] = value.cpu()
+            # A copy, whatever the device: it is written while the run goes on.
+            found[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value)
     return found
 
 

@@ -1,11 +1,13 @@
 import errno
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from diptych.cli import main
 from diptych.errors import CheckpointError
 from diptych.train import checkpoint
 from diptych.train.checkpoint import Snapshot
@@ -95,3 +97,61 @@ def test_a_checkpoint_of_another_format_is_not_read(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
     assert "format 99" in checkpoint.verify(folder)[0]
+
+
+def at(samples: int, value: float = 0.0) -> Snapshot:
+    return Snapshot(
+        {"model": {"w": torch.full((3,), value), "n": torch.tensor([float("nan")])}}, {"samples_seen": samples}
+    )
+
+
+def test_some_stay_for_good(tmp_path: Path) -> None:
+    for step, samples in enumerate((40, 80, 120, 160, 200, 390, 400, 410), start=1):
+        checkpoint.save(tmp_path, step, at(samples), keep_last=2, keep_every_samples=100)
+    kept = [json.loads((path / "state.json").read_text())["samples_seen"] for path in sorted(tmp_path.iterdir())]
+    assert kept == [120, 200, 390, 400, 410]
+
+
+def test_saving_in_a_thread_writes_what_was_and_tells_of_failure(tmp_path: Path) -> None:
+    writer = checkpoint.Writer()
+    for step in (1, 2):
+        writer.begin(partial(checkpoint.save, tmp_path, step, snapshot(step), keep_last=5))
+        writer.finish()
+    writer.finish()  # nothing is under way
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000001", "step-00000002"]
+    (tmp_path / "file").write_text("in the way")
+    writer.begin(partial(checkpoint.save, tmp_path / "file", 3, snapshot(3), keep_last=5))
+    with pytest.raises(CheckpointError, match="not written"):
+        writer.finish()
+    writer.close()
+
+
+def test_differences_name_part_and_size(tmp_path: Path) -> None:
+    one = checkpoint.save(tmp_path / "a", 1, at(10, 1.0), keep_last=2)
+    two = checkpoint.save(tmp_path / "b", 1, at(20, 1.5), keep_last=2)
+    assert checkpoint.differences(one, one) == []
+    assert checkpoint.differences(one, two) == [
+        {"part": "state", "name": "samples_seen", "what": "10, 20"},
+        {"part": "model", "name": "w", "what": "3 of 3 values, by 0.5 at most"},
+    ]
+    other = checkpoint.save(
+        tmp_path / "c", 1, Snapshot({"ema": {"w": torch.zeros(2)}}, {"samples_seen": 10}), keep_last=2
+    )
+    assert {line["part"] for line in checkpoint.differences(one, other)} == {"ema", "model"}
+
+
+def test_the_command_line_looks_into_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path / "run" / "checkpoints", step, at(10 * step, step), keep_last=2)
+    run = str(tmp_path / "run")
+    assert main(["checkpoint", "ls", run, "--json"]) == 0
+    assert [one["samples_seen"] for one in json.loads(capsys.readouterr().out)["checkpoints"]] == [10, 20]
+    assert main(["checkpoint", "verify", run]) == 0
+    newest = tmp_path / "run" / "checkpoints" / "step-00000002"
+    assert main(["checkpoint", "diff", run, str(newest.with_name("step-00000001"))]) == 0
+    assert "3 of 3 values, by 1 at most" in capsys.readouterr().out
+    (newest / "model.safetensors").write_bytes(b"short")
+    assert main(["checkpoint", "verify", run]) == 2
+    assert "model.safetensors has 5 of" in capsys.readouterr().out
+    assert main(["checkpoint", "ls", str(tmp_path / "nowhere")]) == 2
+    assert "no checkpoint · " in capsys.readouterr().err
