@@ -26,7 +26,7 @@ def _add_pack(tools: Any) -> None:
         _pack,
         "write WebDataset shards from pictures, a table, or an img2dataset download; interrupted, it goes on",
         example="diptych data pack pictures/train.csv shards/train captions=[name,keywords] separator='\" | \"'",
-        keys="diptych_data.pack:PackOptions",
+        keys="diptych_data.packing.options:PackOptions",
     )
     pack.add_argument(
         "source",
