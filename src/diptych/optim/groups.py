@@ -1,8 +1,16 @@
 """Which parameters decay, and at which rate each group learns."""
 
+import difflib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+
+from diptych.errors import ConfigError
+
+_LAYER = re.compile(r"\.(?:resblocks|blocks|layers|layer|h)\.(\d+)\.")
+_STEM = re.compile(r"embed|conv1|patch|cls_token|ln_pre|norm_pre")
 
 
 @dataclass(frozen=True)
@@ -12,23 +20,73 @@ class ParameterGroup:
     name: str
     parameters: tuple[tuple[str, nn.Parameter], ...]
     decays: bool
+    rate: float
+    """What the learning rate is multiplied with."""
 
 
-def split(*modules: nn.Module) -> list[ParameterGroup]:
-    """Trainable parameters of all modules in two groups: matrices decay; norms, biases, embeddings, scales do not.
+def split(
+    *modules: nn.Module, rates: Mapping[str, float] | None = None, layer_decay: float | None = None
+) -> list[ParameterGroup]:
+    """Trainable parameters of all modules in groups: matrices decay; norms, biases, embeddings, scales do not.
 
-    Norms, biases and scales are recognised by having fewer than two axes, embeddings by their module.
+    Norms, biases and scales are recognised by having fewer than two axes (or by being one number), embeddings by their
+    module.
+
+    Args:
+        rates: beginning of a parameter's name → factor of its learning rate; the longest that fits counts.
+        layer_decay: a tower's last layer learns at the full rate, each one below at this share of the one above.
+
+    Raises:
+        ConfigError: a name in `rates` is the beginning of no parameter.
     """
     parts = [part for module in modules for part in module.modules()]
     embeddings = {id(part.weight) for part in parts if isinstance(part, nn.Embedding)}
-    decaying: list[tuple[str, nn.Parameter]] = []
-    plain: list[tuple[str, nn.Parameter]] = []
-    for name, parameter in (pair for module in modules for pair in module.named_parameters()):
+    named = [pair for module in modules for pair in module.named_parameters()]
+    names = [name for name, _ in named]
+    _check_names(rates or {}, names)
+    depths = _depths(names)
+    found: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named:
         if parameter.requires_grad:
             keep = parameter.ndim < 2 or id(parameter) in embeddings or "positional_embedding" in name
-            (plain if keep else decaying).append((name, parameter))
-    groups = [
-        ParameterGroup("decay", tuple(decaying), decays=True),
-        ParameterGroup("plain", tuple(plain), decays=False),
+            rate = _rate(name, rates or {}) * (layer_decay ** depths[name] if layer_decay is not None else 1.0)
+            found.setdefault((not keep, rate), []).append((name, parameter))
+    return [
+        ParameterGroup("decay" if decays else "plain", tuple(parameters), decays, rate)
+        for (decays, rate), parameters in sorted(found.items(), key=lambda item: (not item[0][0], -item[0][1]))
     ]
-    return [group for group in groups if group.parameters]
+
+
+def _check_names(rates: Mapping[str, float], names: list[str]) -> None:
+    for prefix in rates:
+        if not any(_begins(name, prefix) for name in names):
+            known = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
+            close = difflib.get_close_matches(prefix, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known[:6])} …"
+            raise ConfigError(f"no parameter's name begins with {prefix!r} · optim.rates · {hint}")
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _rate(name: str, rates: Mapping[str, float]) -> float:
+    fitting = [prefix for prefix in rates if _begins(name, prefix)]
+    return rates[max(fitting, key=len)] if fitting else 1.0
+
+
+def _depths(names: list[str]) -> dict[str, int]:
+    """Name → layers of its tower above it: 0 in the last one, in what follows it, and outside of towers."""
+    layers = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
+    count: dict[str, int] = {}
+    for name, layer in layers.items():
+        tower = name.partition(".")[0]
+        count[tower] = max(count.get(tower, 0), layer + 1)
+    depths = {}
+    for name in names:
+        tower = name.partition(".")[0]
+        if name in layers:
+            depths[name] = count[tower] - 1 - layers[name]
+        else:
+            depths[name] = count.get(tower, 0) if _STEM.search(name) else 0
+    return depths

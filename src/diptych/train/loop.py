@@ -74,6 +74,8 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     step.check_needs(recipe, loss)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     engine.shard(model, *([ema.model] if ema is not None else []))
+    if engine.way == "fsdp2" and recipe.optim.algorithm == "muon":
+        raise ConfigError("Muon needs whole matrices, which FSDP2 divides · optim.algorithm · use adamw, or plain DDP")
     optimizer = optimizers.build(recipe.optim, model, loss)
     state = TrainState(model, loss, optimizer, ema, Guard(recipe.guard, engine.device))
     if restore_newest(run.checkpoints, state):

@@ -15,7 +15,7 @@ from diptych.errors import CheckpointError
 from diptych.losses.objective import Objective
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
-from diptych.optim.groups import split
+from diptych.optim.optimizers import Optimizer
 from diptych.train import checkpoint
 from diptych.train.checkpoint import Snapshot
 from diptych.train.guard import Guard
@@ -28,7 +28,7 @@ class TrainState:
     model: DualEncoder
     objective: Objective
     """Its plugs may have state (queues, tables of samples) and parameters."""
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     ema: Ema[DualEncoder] | None
     guard: Guard
     step: int = 0
@@ -102,7 +102,8 @@ class TrainState:
 
     def _numbered_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters in the order in which the optimizer numbers them."""
-        return [pair for group in split(self.model, self.objective) for pair in group.parameters]
+        groups = self.optimizer.param_groups
+        return [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         states = self.optimizer.state_dict()["state"]

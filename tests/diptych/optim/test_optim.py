@@ -1,5 +1,6 @@
 """Schedules as functions of samples, groups by kind of parameter, AdamW against its paper's arithmetic."""
 
+import copy
 import math
 
 import pytest
@@ -8,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from diptych.config import from_tree
+from diptych.errors import ConfigError
 from diptych.models import dual_encoder
+from diptych.models.dual_encoder import ModelConfig
 from diptych.optim import optimizers
 from diptych.optim.groups import split
 from diptych.optim.optimizers import OptimConfig
 from diptych.optim.schedules import ScheduleConfig, factor
-from diptych.testing import tiny_model
+from diptych.testing import TINY_MODEL, tiny_model
 
 SHAPES = ("cosine", "constant", "inverse_sqrt", "cooldown")
 
@@ -94,3 +98,63 @@ def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         OptimConfig(**bad)  # type: ignore[arg-type]
     assert math.isclose(OptimConfig().peak_lr, 1e-3)
+
+
+def test_rates_by_the_beginning_of_a_name() -> None:
+    model = dual_encoder.build(tiny_model(), seed=0)
+    rates = {"text_tower": 0.1, "text_tower.token_embedding": 0.5, "logit_scale": 3.0}
+    optimizer = optimizers.build(OptimConfig(rates=rates), model)
+    optimizers.set_lr(optimizer, 2.0)
+    found = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
+    assert found.keys() == dict(model.named_parameters()).keys()
+    for name, lr in found.items():
+        expected = 0.2 if name.startswith("text_tower.") else 2.0
+        expected = {"text_tower.token_embedding.weight": 1.0, "logit_scale": 6.0}.get(name, expected)
+        assert lr == pytest.approx(expected), name
+    with pytest.raises(ConfigError, match=r"begins with 'text_towr'.*did you mean 'text_tower'"):
+        optimizers.build(OptimConfig(rates={"text_towr": 0.1}), model)
+
+
+def test_layers_learn_slower_the_deeper_they_lie() -> None:
+    towers = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY_MODEL["towers"].items()}
+    towers["vision"]["layers"] = 3
+    model = dual_encoder.build(from_tree(ModelConfig, {"towers": towers}), seed=0)
+    groups = split(model, layer_decay=0.5)
+    rates = {name: group.rate for group in groups for name, _ in group.parameters}
+    blocks = [rates[f"image_tower.transformer.resblocks.{i}.mlp.c_fc.weight"] for i in range(3)]
+    assert blocks == [0.25, 0.5, 1.0]
+    assert rates["image_tower.conv1.weight"] == 0.125
+    assert rates["image_tower.proj"] == rates["image_tower.ln_post.weight"] == 1.0
+    assert rates["text_tower.token_embedding.weight"] == 0.5  # one layer
+    assert rates["logit_scale"] == 1.0
+
+
+def test_muon_takes_the_matrices_of_layers_and_keeps_its_state() -> None:
+    model = dual_encoder.build(tiny_model(), seed=0)
+    config = OptimConfig(algorithm="muon", peak_lr=1e-2, rates={"text_tower": 0.5})
+    optimizer = optimizers.build(config, model)
+    assert isinstance(optimizer, optimizers.Together)
+    muon = [name for group in optimizer.parts[0].param_groups for name in group["names"]]
+    assert muon
+    assert all("resblocks" in name and name.endswith("weight") for name in muon)
+    every = [name for group in optimizer.param_groups for name in group["names"]]
+    assert sorted(every) == sorted(name for name, _ in model.named_parameters())
+
+    def update(with_one: optimizers.Optimizer, of: nn.Module, seed: int) -> None:
+        torch.manual_seed(seed)
+        for _, parameter in sorted(of.named_parameters()):
+            parameter.grad = torch.randn_like(parameter)
+        optimizers.step_unless(with_one, torch.zeros((), dtype=torch.bool))
+
+    update(optimizer, model, 1)
+    twin = dual_encoder.build(tiny_model(), seed=0)
+    twin.load_state_dict(model.state_dict())
+    other = optimizers.build(config, twin)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    update(optimizer, model, 2)
+    update(other, twin, 2)
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert ours.equal(theirs), name
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizers.step_unless(optimizer, torch.ones((), dtype=torch.bool))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())

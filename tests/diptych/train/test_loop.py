@@ -61,9 +61,11 @@ def test_training_learns_and_logs(shards: Path, tmp_path: Path) -> None:
     assert sum(found[-5:]) < sum(found[:5])
 
 
-def test_resume_equals_never_having_stopped(shards: Path, tmp_path: Path) -> None:
-    loop.train(recipe(shards, tmp_path / "whole"))
-    stopped = recipe(shards, tmp_path / "parts")
+@pytest.mark.parametrize("changes", [{}, {"algorithm": "muon", "rates": {"text_tower": 0.3}, "layer_decay": 0.8}])
+def test_resume_equals_never_having_stopped(shards: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    optim = {"peak_lr": 1e-2, "schedule": {"warmup_samples": 16}} | changes
+    loop.train(recipe(shards, tmp_path / "whole", optim=optim))
+    stopped = recipe(shards, tmp_path / "parts", optim=optim)
     loop.train(stopped)
     forget_after(tmp_path / "parts", 6)
     loop.train(stopped)
