@@ -145,9 +145,13 @@ def _summary(changes: list[Change]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step: a crash leaves the old text or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file at once
+    temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        temporary.replace(path)
+    except FileNotFoundError:
+        if not path.exists():  # else another process wrote the same file at once, and was first
+            raise

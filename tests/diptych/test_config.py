@@ -150,7 +150,9 @@ def test_every_key_is_documented_with_type_and_default() -> None:
     assert entries["inner.peak_lr"].default == "0.001"
     assert entries["name"].default == "(required)"
     assert entries["shape.<round>.radius"].doc == "Metres."
-    assert entries["shapes.0.<square>.side"].type == "number"
+    assert entries["shape.<square>.side"].type == "number"
+    assert "shapes.0.<square>.side" not in entries
+    assert "Keys as under `shape`." in entries["shapes"].doc
     assert entries["pace.<slow>.patience"].default == "9"
 
 

@@ -224,7 +224,7 @@ def test_what_was_there_comes_back_after_a_kill_in_the_last_moment(tmp_path: Pat
 
 
 def test_an_interruption_keeps_what_is_complete(tmp_path: Path) -> None:
-    source = table(tmp_path / "in" / "t.csv", 300, side=64)
+    source = table(tmp_path / "in" / "t.csv", 1200, side=64)
     with program(source, tmp_path / "out") as process:
         left = _wait_for_shards(tmp_path / "out", 3, alive(process))
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: every process of the group is told
@@ -232,7 +232,7 @@ def test_an_interruption_keeps_what_is_complete(tmp_path: Path) -> None:
     assert process.returncode != 0
     assert errors.count(b"KeyboardInterrupt") == 1  # the parent's, which the command line turns into one line
     assert len(list(left.glob("*.tar.index.jsonl"))) >= 3
-    assert run(source, tmp_path / "out").shards == 30
+    assert run(source, tmp_path / "out").shards == 120
 
 
 def test_two_packs_do_not_share_a_folder(tmp_path: Path) -> None:
