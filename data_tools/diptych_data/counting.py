@@ -1,7 +1,7 @@
 """Counted values in short: quantiles, bins, repetitions."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,11 +62,3 @@ def histogram(counts: "Counter[int] | Counter[float]", bins: np.ndarray) -> np.n
     """Counted values in bins; what lies outside falls into the first or last."""
     values = np.fromiter(counts, np.float64, len(counts)).clip(bins[0], bins[-1])
     return np.histogram(values, bins, weights=np.fromiter(counts.values(), np.float64, len(counts)))[0]
-
-
-def total_of(tallies: Iterable["Counter[int]"]) -> "Counter[int]":
-    """Counters added up."""
-    total: Counter[int] = Counter()
-    for tally in tallies:
-        total.update(tally)
-    return total

@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from diptych import names
 from diptych.config import Config, discover
+from diptych.errors import ConfigError
 from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
 from diptych.seeding import derive
 
@@ -32,6 +34,9 @@ class ModelConfig(Config):
     """Softmax temperature at the start; logit_scale = ln(1 / temperature). Ignored when weights bring their own."""
     logit_bias: float | None = None
     """Start value of a learned bias on the logits (SigLIP uses -10); none: no bias but one that weights bring."""
+    frozen: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that are not trained: `[image_tower]` is locked-image tuning
+    (arXiv:2111.07991), `[image_tower.transformer.resblocks.0]` keeps a layer."""
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.init_temperature <= 1.0:
@@ -73,16 +78,35 @@ class DualEncoder(nn.Module):
         mean, std = torch.tensor(built.image_mean), torch.tensor(built.image_std)
         self.register_buffer("pixel_gain", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_offset", (-mean / std).view(1, 3, 1, 1), persistent=False)
+        self._freeze(config.frozen)
+
+    def _freeze(self, prefixes: tuple[str, ...]) -> None:
+        """Raises ConfigError where one is the beginning of no parameter's name, or nothing is left to train."""
+        names.check(prefixes, [name for name, _ in self.named_parameters()], where="model.frozen")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = not any(names.begins(name, prefix) for prefix in prefixes)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError("no parameter is left to train · model.frozen · leave something out")
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; a tower without anything to train stays as it is used: no dropout, no running statistics."""
+        super().train(mode)
+        for tower in (self.image_tower, self.text_tower):
+            if not _learns(tower):
+                tower.eval()
+        return self
 
     def encode_image(self, images: UInt8[Tensor, "B 3 height width"]) -> Float[Tensor, "B D"]:
         """Unit-norm float32 features of uint8 pictures; normalisation of the pixels happens here, on the device."""
         gain, offset = self.get_buffer("pixel_gain"), self.get_buffer("pixel_offset")
         pixels = torch.addcmul(offset, images.to(gain.dtype), gain).contiguous(memory_format=torch.channels_last)
-        return F.normalize(self.image_tower(pixels).float(), dim=-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(self.image_tower)):
+            return F.normalize(self.image_tower(pixels).float(), dim=-1)
 
     def encode_text(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
         """Unit-norm float32 features of token ids."""
-        return F.normalize(self.text_tower(tokens).float(), dim=-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(self.text_tower)):
+            return F.normalize(self.text_tower(tokens).float(), dim=-1)
 
     def forward(
         self,
@@ -108,6 +132,10 @@ class DualEncoder(nn.Module):
     def clamp_logit_scale(self) -> None:
         """Keeps the scale at or below 100, as CLIP does (arXiv:2103.00020, section 2.5). After every optimizer step."""
         self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+def _learns(tower: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in tower.parameters())
 
 
 def build(config: ModelConfig, *, seed: int) -> DualEncoder:

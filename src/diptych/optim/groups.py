@@ -1,13 +1,12 @@
 """Which parameters decay, and at which rate each group learns."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from diptych.errors import ConfigError
+from diptych.names import begins, check
 
 _LAYER = re.compile(r"\.(?:resblocks|blocks|layers|layer|h)\.(\d+)\.")
 _STEM = re.compile(r"embed|conv1|patch|cls_token|ln_pre|norm_pre")
@@ -43,7 +42,7 @@ def split(
     embeddings = {id(part.weight) for part in parts if isinstance(part, nn.Embedding)}
     named = [pair for module in modules for pair in module.named_parameters()]
     names = [name for name, _ in named]
-    _check_names(rates or {}, names)
+    check(rates or (), names, where="optim.rates")
     depths = _depths(names)
     found: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
@@ -57,21 +56,8 @@ def split(
     ]
 
 
-def _check_names(rates: Mapping[str, float], names: list[str]) -> None:
-    for prefix in rates:
-        if not any(_begins(name, prefix) for name in names):
-            known = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
-            close = difflib.get_close_matches(prefix, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known[:6])} …"
-            raise ConfigError(f"no parameter's name begins with {prefix!r} · optim.rates · {hint}")
-
-
-def _begins(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}.")
-
-
 def _rate(name: str, rates: Mapping[str, float]) -> float:
-    fitting = [prefix for prefix in rates if _begins(name, prefix)]
+    fitting = [prefix for prefix in rates if begins(name, prefix)]
     return rates[max(fitting, key=len)] if fitting else 1.0
 
 

@@ -118,3 +118,32 @@ def test_the_average_follows_its_formula(model: DualEncoder) -> None:
         expected = decay * expected + (1 - decay) * value
     assert ema.model.logit_scale.item() == pytest.approx(expected, rel=1e-6)
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+
+
+def frozen(*prefixes: str) -> dual_encoder.DualEncoder:
+    return dual_encoder.build(from_tree(ModelConfig, TINY_MODEL | {"frozen": list(prefixes)}), seed=0)
+
+
+def test_a_locked_tower_learns_nothing_and_stays_in_evaluation() -> None:
+    model = frozen("image_tower", "text_tower.token_embedding").train()
+    assert not model.image_tower.training
+    assert model.text_tower.training
+    features = model(IMAGES, model.tokenizer(["a", "b", "c"]))
+    assert not features.image_features.requires_grad
+    (features.image_features @ features.text_features.T * features.logit_scale).sum().backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learned == {
+        name
+        for name, _ in model.named_parameters()
+        if not name.startswith("image_tower.") and name != "text_tower.token_embedding.weight"
+    }
+    plain = dual_encoder.build(from_tree(ModelConfig, TINY_MODEL), seed=0)(IMAGES, model.tokenizer(["a", "b", "c"]))
+    # Without gradients torch's attention takes another way, equal to rounding.
+    torch.testing.assert_close(features.image_features, plain.image_features, atol=1e-6, rtol=1e-5)
+
+
+def test_names_that_freeze_nothing_or_everything() -> None:
+    with pytest.raises(ConfigError, match=r"begins with 'image_towr' · model.frozen · did you mean 'image_tower'"):
+        frozen("image_towr")
+    with pytest.raises(ConfigError, match="no parameter is left"):
+        frozen("image_tower", "text_tower", "logit_scale")

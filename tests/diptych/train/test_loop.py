@@ -75,6 +75,16 @@ def test_resume_equals_never_having_stopped(shards: Path, tmp_path: Path, change
     assert [row["step"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")] == list(range(1, 11))
 
 
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_a_locked_tower_keeps_its_weights(shards: Path, tmp_path: Path, micro_batch: int | None) -> None:
+    model = TINY_MODEL | {"frozen": ["image_tower"]}
+    loop.train(recipe(shards, tmp_path / "run", model=model, micro_batch=micro_batch))
+    start = dual_encoder.build(from_tree(dual_encoder.ModelConfig, model), seed=0).state_dict()
+    for name, value in final_weights(tmp_path / "run").items():
+        before = start[name.removeprefix("ema/")]
+        assert torch.equal(value, before) == name.removeprefix("ema/").startswith("image_tower."), name
+
+
 def test_runs_of_different_precision_in_one_process(shards: Path, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16", "fp32"):
         loop.train(recipe(shards, tmp_path / f"{precision}", total_samples=8, precision=precision))
