@@ -79,6 +79,9 @@ class Recipe(Config):
     micro_batch: int | None = None
     """Pairs in one forward pass of one rank; none: all at once. The gradient is exactly that of the whole batch, at the
     price of a second forward pass."""
+    unmasked_tail_samples: int = 0
+    """The last samples of the run see every patch, where the image tower drops some
+    (`model.towers.vision.patch_dropout`)."""
     precision: Precision = "auto"
     """`bf16` autocast or `fp32`; `auto` is bf16 where the hardware has it."""
     ema_decay: float | None = None
@@ -103,6 +106,8 @@ class Recipe(Config):
             raise ValueError(
                 f"total_samples ({self.total_samples}) must hold at least one global_batch ({self.global_batch})"
             )
+        if not 0 <= self.unmasked_tail_samples <= self.total_samples:
+            raise ValueError(f"unmasked_tail_samples must lie in [0, total_samples], not {self.unmasked_tail_samples}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, not {self.micro_batch}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -15,6 +15,7 @@ from diptych.losses.accumulate import Features, accumulate, gradient_sync
 from diptych.losses.batch import Moment, Pairs
 from diptych.losses.objective import Objective, Terms
 from diptych.losses.plugs.weights.inverse_propensity import surface_features
+from diptych.models.patch_dropout import keep_all_patches
 from diptych.optim import optimizers, schedules
 from diptych.seeding import derive
 from diptych.train.recipe import Recipe
@@ -40,6 +41,8 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     """
     lr = recipe.optim.peak_lr * schedules.factor(recipe.optim.schedule, state.samples_seen, recipe.total_samples)
     optimizers.set_lr(state.optimizer, lr)
+    tail = recipe.total_samples - recipe.unmasked_tail_samples
+    keep_all_patches(state.model, whole=state.samples_seen >= tail)
     # Dropout draws from torch's generator: keyed by position, a resumed run drops what the unbroken one drops.
     torch.manual_seed(derive(recipe.seed, "step", state.step, engine.ranks.rank))
     moment = Moment(state.step, state.samples_seen, recipe.seed)

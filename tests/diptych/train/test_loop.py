@@ -85,6 +85,20 @@ def test_a_locked_tower_keeps_its_weights(shards: Path, tmp_path: Path, micro_ba
         assert torch.equal(value, before) == name.removeprefix("ema/").startswith("image_tower."), name
 
 
+def test_the_tail_of_a_run_sees_every_patch(shards: Path, tmp_path: Path) -> None:
+    """Its first half is that of a run which drops patches to the end, its second is not; resuming changes nothing."""
+    towers = TINY_MODEL["towers"]
+    model = {"towers": towers | {"vision": towers["vision"] | {"patch_dropout": 0.5}}}
+    tailed = recipe(shards, tmp_path / "tail", model=model, unmasked_tail_samples=40)
+    loop.train(tailed)
+    loop.train(recipe(shards, tmp_path / "all", model=model))
+    tail, dropped = losses(tmp_path / "tail"), losses(tmp_path / "all")
+    assert [a == b for a, b in zip(tail, dropped, strict=True)] == [True] * 5 + [False] * 5
+    forget_after(tmp_path / "tail", 6)
+    loop.train(tailed)
+    assert losses(tmp_path / "tail") == tail
+
+
 def test_runs_of_different_precision_in_one_process(shards: Path, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16", "fp32"):
         loop.train(recipe(shards, tmp_path / f"{precision}", total_samples=8, precision=precision))
