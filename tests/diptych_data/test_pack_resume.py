@@ -22,11 +22,13 @@ from diptych_data.packing.workfolder import opened
 
 PER_SHARD = 10
 PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from diptych_data.pack import PackOptions, pack
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to it
     source, out = sys.argv[1:]
     pack(PackOptions(source=Path(source), out=Path(out), samples_per_shard=10, workers=2, on_bad="skip"))
 """
