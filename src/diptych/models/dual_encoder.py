@@ -120,8 +120,9 @@ class DualEncoder(nn.Module):
             hard_tokens: those of K hard captions of each picture, K above 0, embedded together with the others.
         """
         image_features = self.encode_image(images)
-        scale = self.logit_scale.exp().squeeze(0)
-        bias = self.logit_bias.squeeze(0) if self.logit_bias is not None else None
+        # Sums of one number: FSDP2 does not like views among what a module gives back.
+        scale = self.logit_scale.exp().sum()
+        bias = self.logit_bias.sum() if self.logit_bias is not None else None
         if hard_tokens is None:
             return Embeddings(image_features, self.encode_text(tokens), scale, bias)
         text_features = self.encode_text(torch.cat([tokens, hard_tokens.flatten(0, 1)]))
