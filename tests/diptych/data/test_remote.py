@@ -639,3 +639,20 @@ def test_a_shard_that_vanishes_in_the_middle_is_counted(folder: Path, tmp_path: 
         ("missing_shard", "000000.tar")
     }
     assert {key for batch in second for key in batch.keys} == {f"s{i:04d}" for i in range(6, 18)}
+
+
+@pytest.mark.parametrize("broken", ["gone, its index is not", "replaced, its index is stale"])
+def test_resuming_counts_as_reading_did(broken: str, server: Server, folder: Path, tmp_path: Path) -> None:
+    if broken.startswith("gone"):
+        (folder / "000001.tar").unlink()
+    else:
+        index_before = index.sidecar(folder / "000001.tar").read_text()
+        make.write_shard(folder / "000001.tar", [make.tiny_sample(f"new{i}") for i in range(9)])
+        index.sidecar(folder / "000001.tar").write_text(index_before)
+    shards = f"{server.url}/{{000000..000003}}.tar"
+    unbroken = batches(shards, tmp_path, count=12)
+    if broken.startswith("gone"):  # known sample by sample
+        assert {fault.key for batch in unbroken for fault in batch.faults} == {f"s{i:04d}" for i in range(6, 11)}
+    for stop in (2, 5, 9):
+        resumed = batches(shards, tmp_path, count=12 - stop, start=unbroken[stop - 1].cursors, workers=2)
+        assert [batch.keys for batch in resumed] == [batch.keys for batch in unbroken[stop:]]
