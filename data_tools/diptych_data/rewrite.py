@@ -20,6 +20,7 @@ from pathlib import Path
 from diptych import log as logs
 from diptych.data import index
 from diptych.errors import DataError
+from diptych.runfolder import sync
 from diptych_data.entries import Entry
 
 _OURS = (".tar", ".index.jsonl", ".index.json", ".csv", ".json", ".jsonl", ".html", ".txt")
@@ -72,12 +73,12 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
             out.rename(old)
         temporary.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise DataError(
@@ -91,14 +92,6 @@ def new_folder(out: Path) -> Iterator[Path]:
 def _put_back(old: Path, out: Path) -> None:
     if old.exists() and not out.exists():
         old.rename(out)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_shards(entries: Iterable[Entry], folder: Path, *, samples_per_shard: int, total: int | None) -> Written:

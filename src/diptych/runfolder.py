@@ -143,6 +143,15 @@ def _summary(changes: list[Change]) -> str:
     return shown + (f", and {len(changes) - 3} more" if len(changes) > 3 else "")
 
 
+def sync(path: Path) -> None:
+    """Makes a file's contents, or the renames inside a folder, last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step: a crash leaves the old text or the new, never half."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -11,7 +11,6 @@
 
 import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.errors import DataError
-from diptych.runfolder import write_text
+from diptych.runfolder import sync, write_text
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +63,12 @@ class WorkFolder:
     def finish(self) -> None:
         """Puts the shards in the place of the output folder. Raises OSError."""
         for folder in (self.shards, *(inner for inner in self.shards.iterdir() if inner.is_dir())):
-            _sync(folder)
+            sync(folder)
         if self.out.exists():
             shutil.rmtree(self.old, ignore_errors=True)
             self.out.rename(self.old)
         self.shards.rename(self.out)
-        _sync(self.out.parent)
+        sync(self.out.parent)
         shutil.rmtree(self.old, ignore_errors=True)
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -113,12 +112,3 @@ def _make_ready(folder: WorkFolder, digest: str) -> None:
     for leftover in [*folder.shards.rglob(".*.part"), *folder.work.glob("*.part")]:
         leftover.unlink()
     write_text(written, digest)
-
-
-def _sync(folder: Path) -> None:
-    """Makes renames inside a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

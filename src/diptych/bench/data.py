@@ -7,7 +7,6 @@ The peer is open_clip's own training pipeline, run by the Python of an environme
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any, Literal
 from diptych.bench import data_peer
 from diptych.bench.data_peer import Request
 from diptych.bench.data_pictures import pattern, write_captions, write_many, write_photos
+from diptych.bench.machine import processor
 from diptych.errors import ConfigError
 
 Measure = Literal["throughput", "memory", "startup", "resume", "tokens", "decoders"]
@@ -270,15 +270,7 @@ def _header(report: Report) -> str:
         alike.setdefault(", ".join(f"{package} {number}" for package, number in found.items()), []).append(name)
     versions = "; ".join(f"{', '.join(names)}: {packages}" for packages, names in alike.items())
     density = ", ".join(f"{size} {value:.2f}" for size, value in report.bytes_per_pixel.items())
-    return f"One core of {_processor()}; {versions}" + (f"; JPEG bytes per pixel: {density}" if density else "")
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return f"One core of {processor()}; {versions}" + (f"; JPEG bytes per pixel: {density}" if density else "")
 
 
 def _share(report: Report, row: Row, of: str) -> str:

@@ -6,7 +6,6 @@ twice for gradients) at the matmul rate measured in the same run.
 """
 
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from diptych.bench.machine import processor
 from diptych.errors import ConfigError, DiptychError
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -149,12 +149,7 @@ def _row(name: str, size: int, floor: float, found: Sequence[Measurement], probl
 def _hardware(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        name = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{torch.get_num_threads()} threads of {name}"
+    return f"{torch.get_num_threads()} threads of {processor()}"
 
 
 # --- one process -------------------------------------------------------------------------------------------------

@@ -63,6 +63,8 @@ class Mixture:
     def assign(self, slot: int, counts: Sequence[int]) -> np.ndarray:
         """The source of each slot of the batch that begins at `slot`: int64 [batch]."""
         size = sum(counts)
+        if len(counts) == 1:
+            return np.zeros(size, np.int64)
         slots = np.arange(slot, slot + size, dtype=np.uint64)
         place = slots * _GOLDEN + np.uint64(derive(self.seed, "mixture"))
         sources = np.empty(size, np.int64)

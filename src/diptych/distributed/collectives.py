@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from diptych.distributed.groups import Group, world_group
+from diptych.errors import DiptychError
 
 
 class _AllGather(torch.autograd.Function):
@@ -205,6 +206,14 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def raise_together(problem: DiptychError | None) -> None:
+    """Raises what any rank brings, on every rank: one that went on alone would wait for the others. Every rank must
+    call."""
+    for found in gather_objects(problem):
+        if found is not None:
+            raise found
 
 
 def barrier() -> None:

@@ -17,7 +17,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,7 +67,7 @@ def save(folder: Path, step: int, snapshot: Snapshot, *, keep_last: int, keep_ev
         if final.exists():  # the same step again, after a resume from an older checkpoint
             shutil.rmtree(final)
         temporary.rename(final)
-        _sync(folder)
+        runfolder.sync(folder)
     except (OSError, RuntimeError) as error:  # safetensors reports a full disk as a RuntimeError of its own
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_cannot_write(error, folder)) from error
@@ -115,16 +114,8 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
     (folder / "manifest.json").write_text(json.dumps({"format": _FORMAT, "files": files}, indent=1), encoding="utf-8")
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        runfolder.sync(path)
+    runfolder.sync(folder)
 
 
 def _sha256(path: Path) -> str:

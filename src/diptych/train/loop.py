@@ -15,7 +15,8 @@ from diptych.data.batch import Cursors
 from diptych.data.faults import FaultLog
 from diptych.data.loader import Loader, build_loader
 from diptych.data.reader import Feed
-from diptych.distributed.collectives import barrier, gather_objects, mean_over
+from diptych.distributed import sharding
+from diptych.distributed.collectives import barrier, gather_objects, mean_over, raise_together
 from diptych.distributed.groups import world_group
 from diptych.distributed.runtime import resolve_precision
 from diptych.distributed.wrap import Engine
@@ -56,6 +57,8 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     """
     engine = Engine(resolve_precision(recipe.precision))
     log.info("ranks=%d way=%s device=%s", engine.ranks.world_size, engine.way, engine.device)
+    if engine.way == "fsdp2" and recipe.optim.algorithm == "muon":
+        raise ConfigError("Muon needs whole matrices, which FSDP2 divides · optim.algorithm · use adamw, or plain DDP")
     run = _open_run(recipe, engine)
     model = dual_encoder.build(recipe.model, seed=recipe.seed)
     feed = Feed(
@@ -74,8 +77,6 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     step.check_needs(recipe, loss)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     engine.shard(model, *([ema.model] if ema is not None else []))
-    if engine.way == "fsdp2" and recipe.optim.algorithm == "muon":
-        raise ConfigError("Muon needs whole matrices, which FSDP2 divides · optim.algorithm · use adamw, or plain DDP")
     optimizer = optimizers.build(recipe.optim, model, loss)
     state = TrainState(model, loss, optimizer, ema, Guard(recipe.guard, engine.device))
     if restore_newest(run.checkpoints, state):
@@ -93,9 +94,7 @@ def _open_run(recipe: Recipe, engine: Engine) -> RunFolder:
             runfolder.prepare(recipe.run, recipe, may_change=MAY_CHANGE)
         except DiptychError as error:
             problem = error
-    for found in gather_objects(problem):
-        if found is not None:
-            raise found
+    raise_together(problem)
     return RunFolder(recipe.run)
 
 
@@ -240,8 +239,9 @@ class _Reporter:
     def _values(self, result: StepResult) -> dict[str, float]:
         """Means over the ranks (each has the loss of its own rows), in one transfer from the device. Every rank must
         call."""
+        scale = sharding.whole(self._state.model.logit_scale.detach()).exp().squeeze(0)
         device = {f"train/loss/{name}": value for name, value in result.terms.scalars.items()}
-        device |= {"train/grad_norm": result.grad_norm, "train/logit_scale": result.logit_scale}
+        device |= {"train/grad_norm": result.grad_norm, "train/logit_scale": scale}
         numbers = mean_over(torch.stack([value.detach().float() for value in device.values()]), world_group()).tolist()
         counters = {"train/lr": result.lr, "train/samples_seen": float(self._state.samples_seen)}
         counters |= {f"data/bad/{reason}": float(count) for reason, count in self._state.faults.by_reason.items()}

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from diptych.distributed.collectives import gather_objects
+from diptych.distributed.collectives import raise_together
 from diptych.distributed.wrap import Engine
 from diptych.errors import DiptychError
 from diptych.runfolder import RunFolder
@@ -50,9 +50,7 @@ class Saver:
                 self._writer.finish()
         except DiptychError as error:
             problem = error
-        for found in gather_objects(problem):
-            if found is not None:
-                raise found
+        raise_together(problem)
 
     def close(self) -> None:
         """Waits, whatever comes of it."""

@@ -28,8 +28,6 @@ class StepResult:
 
     terms: Terms
     grad_norm: Tensor
-    logit_scale: Tensor
-    """After the update; already exponentiated."""
     lr: float
 
 
@@ -41,8 +39,9 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     """
     lr = recipe.optim.peak_lr * schedules.factor(recipe.optim.schedule, state.samples_seen, recipe.total_samples)
     optimizers.set_lr(state.optimizer, lr)
-    tail = recipe.total_samples - recipe.unmasked_tail_samples
-    keep_all_patches(state.model, whole=state.samples_seen >= tail)
+    if recipe.unmasked_tail_samples:
+        tail = recipe.total_samples - recipe.unmasked_tail_samples
+        keep_all_patches(state.model, whole=state.samples_seen >= tail)
     # Dropout draws from torch's generator: keyed by position, a resumed run drops what the unbroken one drops.
     torch.manual_seed(derive(recipe.seed, "step", state.step, engine.ranks.rank))
     moment = Moment(state.step, state.samples_seen, recipe.seed)
@@ -58,8 +57,7 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     if state.ema is not None:
         state.ema.update(state.model)
     state.advance(batch, samples=recipe.global_batch)
-    scale = sharding.whole(state.model.logit_scale.detach()).exp().squeeze(0)
-    return StepResult(Terms(terms.total.detach(), terms.scalars), grad_norm, scale, lr)  # no graph outlives the step
+    return StepResult(Terms(terms.total.detach(), terms.scalars), grad_norm, lr)  # or the graph would outlive the step
 
 
 _OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")
