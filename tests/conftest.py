@@ -56,14 +56,16 @@ def _plain_logging() -> Iterator[None]:
 def launch() -> Callable[..., None]:
     """`accelerate launch` of a recipe with two processes, as the documents print it."""
 
-    def run(recipe: Path, configuration: str = "cpu") -> None:
+    def run(recipe: Path, configuration: str = "cpu", *options: str) -> None:
         accelerate = ROOT / "configs" / "accelerate" / f"{configuration}.yaml"
         command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(accelerate)]
-        command += ["-m", "diptych.train", str(recipe)]
+        command += [*options, "-m", "diptych.train", str(recipe)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, timeout=200, cwd=ROOT
+        )
         assert done.returncode == 0, done.stderr
-        way = {"cpu": "ddp", "cpu_fsdp2": "fsdp2"}[configuration]
+        way = {"cpu": "ddp", "cpu_fsdp2": "fsdp2", "cpu_zero": "zero"}[configuration]
         assert f"ranks=2 way={way}" in done.stderr  # or one process would have been compared with itself
 
     return run

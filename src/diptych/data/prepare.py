@@ -15,7 +15,8 @@ from diptych.data.faults import UnusableSample
 from diptych.data.images import ImageConfig, picture_extension, training_view
 from diptych.data.shards import RawSample
 from diptych.data.sources import Source
-from diptych.data.tokens import Tokenizer
+from diptych.data.stages import Form
+from diptych.data.tokens import Tokenizer, shorten
 from diptych.seeding import derive
 
 
@@ -60,7 +61,7 @@ def _pixels(
     raw: RawSample, config: ImageConfig, size: int, *, rng: np.random.Generator, cache: "PixelCache"
 ) -> np.ndarray:
     whole = config.min_crop == 1
-    pixels = cache.get(raw) if whole else None
+    pixels = cache.get(raw, size) if whole else None
     if pixels is None:
         pixels = training_view(picture_bytes(raw.members), size, config, rng)
         if whole:
@@ -77,31 +78,36 @@ def picture_bytes(members: Mapping[str, bytes]) -> bytes:
 
 
 class PixelCache:
-    """Remembers prepared pictures where every epoch prepares them alike (no random crop): the first that fit stay."""
+    """Remembers prepared pictures where every epoch prepares them alike (no random crop): the first that fit stay,
+    until a stage of the run wants another size, to which they would be of no use."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._left = max_bytes
+        self._left = self._max_bytes = max_bytes
+        self._size = 0
         self._kept: dict[tuple[str, int], np.ndarray] = {}
 
-    def get(self, raw: RawSample) -> np.ndarray | None:
-        """The pixels, if they are known."""
-        return self._kept.get((raw.shard, raw.number))
+    def get(self, raw: RawSample, size: int) -> np.ndarray | None:
+        """The pixels at this size, if they are known."""
+        return self._kept.get((raw.shard, raw.number)) if size == self._size else None
 
     def put(self, raw: RawSample, pixels: np.ndarray) -> None:
         """Keeps the pixels while there is room."""
+        if pixels.shape[-1] != self._size:
+            self._size, self._left = pixels.shape[-1], self._max_bytes
+            self._kept.clear()
         if pixels.nbytes <= self._left:
             self._left -= pixels.nbytes
             self._kept[raw.shard, raw.number] = np.ascontiguousarray(pixels)
 
 
 def rows(
-    samples: Sequence[Prepared], of: Sequence[int], *, sources: Sequence[Source], size: int, tokenizer: Tokenizer
+    samples: Sequence[Prepared], of: Sequence[int], *, sources: Sequence[Source], form: Form, tokenizer: Tokenizer
 ) -> Rows:
     """Samples side by side.
 
     Args:
         of: the number of each sample's source.
-        size: side of the views, pixels.
+        form: that of the batch they go into; the views have its size already.
     """
     captions = [sample.caption for sample in samples]
     hard = [text for sample in samples for text in sample.hard_captions]
@@ -109,12 +115,12 @@ def rows(
     config = sources[0].captions  # the settings see to it that all sources bring the same kinds of captions
     hard_count = config.hard.count if config.hard is not None else 0
     return Rows(
-        images=_views(samples, of, sources, size),
-        tokens=encode(captions, tokenizer),
+        images=_views(samples, of, sources, form.image_size),
+        tokens=encode(captions, tokenizer, form.context_length),
         caption_ids=torch.tensor([derive(0, caption) for caption in captions], dtype=torch.long),
         sample_ids=torch.tensor([sample.identity for sample in samples], dtype=torch.long),
-        hard_tokens=encode(hard, tokenizer).view(len(samples), hard_count, tokenizer.context_length),
-        second_tokens=encode(second, tokenizer) if config.second_views else None,
+        hard_tokens=encode(hard, tokenizer, form.context_length).view(len(samples), hard_count, form.context_length),
+        second_tokens=encode(second, tokenizer, form.context_length) if config.second_views else None,
     )
 
 
@@ -135,6 +141,6 @@ def _views(
     return images
 
 
-def encode(captions: Sequence[str], tokenizer: Tokenizer) -> Int[Tensor, "n context"]:
-    """Token ids; of no captions, none."""
-    return tokenizer(captions) if captions else torch.empty(0, tokenizer.context_length, dtype=torch.long)
+def encode(captions: Sequence[str], tokenizer: Tokenizer, length: int) -> Int[Tensor, "n length"]:
+    """Token ids, at most `length` of each caption; of no captions, none."""
+    return shorten(tokenizer(captions), length) if captions else torch.empty(0, length, dtype=torch.long)

@@ -14,6 +14,7 @@ from diptych.data.order import LaneCursor, Share
 from diptych.data.prepare import PixelCache, Prepared, prepare, rows
 from diptych.data.shards import ShardStore
 from diptych.data.sources import DataConfig, Source
+from diptych.data.stages import Form, Stage, form_at
 from diptych.data.stream import LanePlan, lane_entries
 from diptych.data.tokens import Tokenizer
 from diptych.errors import DataError, DiptychError
@@ -32,7 +33,13 @@ class Feed:
     world_size: int
     seed: int
     image_size: int
+    """Side of the pictures behind the last stage, pixels."""
     tokenizer: Tokenizer
+    stages: tuple[Stage, ...] = ()
+
+    def form(self, slot: int) -> Form:
+        """How large the pictures and how long the captions of the batch that begins at this slot are."""
+        return form_at(slot, self.stages, Form(self.image_size, self.tokenizer.context_length))
 
 
 @dataclass(frozen=True)
@@ -87,14 +94,15 @@ class Chunks(IterableDataset[Chunk | DiptychError]):
             of_slot = reading.mixture.assign(slot, counts)
             slots = tuple(share.slots(slot, slot + feed.global_batch))
             of = [int(of_slot[wanted - slot]) for wanted in slots]
+            form = feed.form(slot)
             faults: list[Fault] = []
             samples = [
-                lanes[source, wanted % reading.sources[source].lanes].next_usable(faults)
+                lanes[source, wanted % reading.sources[source].lanes].next_usable(form.image_size, faults)
                 for wanted, source in zip(slots, of, strict=True)
             ]
             slot += feed.global_batch
             drawn = [before + count for before, count in zip(drawn, counts, strict=True)]
-            batch = rows(samples, of, sources=reading.sources, size=feed.image_size, tokenizer=feed.tokenizer)
+            batch = rows(samples, of, sources=reading.sources, form=form, tokenizer=feed.tokenizer)
             cursors = _cursors(reading.sources, slot, drawn, lanes)
             yield Chunk(slots, tuple(sample.key for sample in samples), batch, cursors, tuple(faults))
 
@@ -113,7 +121,7 @@ class Lane:
 
     def __init__(self, reading: Reading, number: int, lane: int, store: ShardStore, cache: PixelCache) -> None:
         self._source = source = reading.sources[number]
-        self._feed, self._cache, self._number = reading.feed, cache, lane
+        self._cache, self._number = cache, lane
         self.cursor = reading.start.lanes.get((source.name, lane), LaneCursor())
         """Behind the last sample given, and the unusable ones before it."""
         plan = LanePlan(
@@ -125,8 +133,11 @@ class Lane:
             max(_GIVE_UP_SHARDS, math.ceil(reading.config.max_bad_fraction * len(source.shards))), len(source.shards)
         )
 
-    def next_usable(self, faults: list[Fault]) -> Prepared:
+    def next_usable(self, size: int, faults: list[Fault]) -> Prepared:
         """The next sample that can be used; the unusable ones passed over are appended to `faults`.
+
+        Args:
+            size: side of its view, pixels.
 
         Raises:
             DataError: there seem to be no usable samples any more.
@@ -136,7 +147,7 @@ class Lane:
             self.cursor = cursor
             rng = generator(self._seed, "sample", cursor.epoch, self._number, cursor.position)
             try:
-                return prepare(entry.read(), self._source, self._feed.image_size, rng=rng, cache=self._cache)
+                return prepare(entry.read(), self._source, size, rng=rng, cache=self._cache)
             except UnusableSample as problem:
                 fault = Fault(problem.reason, entry.shard.name, entry.shard.key(entry.number))
                 faults.append(fault)

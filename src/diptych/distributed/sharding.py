@@ -1,8 +1,8 @@
 """FSDP2: parameters, gradients and optimizer state divided among the ranks, block by block; and whole tensors again.
 
 Each rank keeps a slice of every parameter. A block's parameters are gathered before its forward and backward pass and
-dropped behind it; its gradients are averaged and divided. On one rank, or without FSDP2, tensors are whole already and
-the functions below give them back as they are.
+dropped behind it; its gradients are averaged and divided. The functions that put together and take apart know ZeRO's
+parameters too. On one rank, or where nothing is divided, tensors are whole already and come back as they are.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from diptych.distributed import zero
 
 
 def shard(model: nn.Module, *, device_type: str, world_size: int, low_precision: bool) -> None:
@@ -39,12 +41,21 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A divided tensor put together, on every rank. Every rank must call, for the same tensors in the same order."""
+    if zero.is_divided(tensor):
+        return zero.whole(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
     """This rank's slice, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return held(tensor)[0]
+
+
+def held(tensor: Tensor) -> list[Tensor]:
+    """All that this rank holds of a tensor, sharing its memory, its slice first: ZeRO keeps some of it twice."""
+    if zero.is_divided(tensor) or zero.is_shadowed(tensor):
+        return zero.own(tensor)
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor]
 
 
 @torch.no_grad()
@@ -63,13 +74,16 @@ def fill(module: nn.Module, values: dict[str, Tensor]) -> None:
     Raises:
         RuntimeError: names or shapes differ.
     """
-    state = module.state_dict()
+    state = module.state_dict(keep_vars=True)
     wrong = [name for name in {**state, **values} if name not in state or name not in values]
-    wrong += [name for name in state if name not in wrong and state[name].shape != values[name].shape]
+    wrong += [name for name in state if name not in wrong and zero.shape(state[name]) != values[name].shape]
     if wrong:
         raise RuntimeError(f"names or shapes differ: {', '.join(wrong[:3])}")
     for name, tensor in state.items():
-        own(tensor).copy_(own(like(values[name], tensor)))
+        if zero.is_divided(tensor) or zero.is_shadowed(tensor):
+            zero.take(tensor, values[name])
+        else:
+            own(tensor).copy_(own(like(values[name], tensor)))
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -2,7 +2,8 @@
 
 import datetime
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -12,12 +13,14 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diptych.distributed import sharding
+from diptych.distributed import sharding, zero
+from diptych.distributed.optimizer import Optimizer
 from diptych.distributed.runtime import Ranks
 from diptych.errors import DistributedError
 
 _TIMEOUT = datetime.timedelta(minutes=10)
-Way = Literal["single", "ddp", "fsdp2"]
+_USES_ZERO = "ACCELERATE_USE_DEEPSPEED"
+Way = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 
 class Engine:
@@ -31,16 +34,21 @@ class Engine:
         """
         on_cpu = not torch.cuda.is_available()
         announced = int(os.environ.get("WORLD_SIZE", "1"))
+        self._zero = zero.settings() if announced > 1 and os.environ.get(_USES_ZERO, "").lower() == "true" else None
         # Accelerate keeps the precision of the first run in a process for ever; a second run may want another.
         AcceleratorState._reset_state()
         group = InitProcessGroupKwargs(backend="gloo" if on_cpu else None, timeout=_TIMEOUT)
-        self._accelerator = Accelerator(
-            cpu=on_cpu,
-            mixed_precision="bf16" if precision == "bf16" else "no",
-            kwargs_handlers=[group] if announced > 1 else [],
-        )
+        with _without(_USES_ZERO):  # DeepSpeed is given the model alone; the group is made as it always is
+            self._accelerator = Accelerator(
+                cpu=on_cpu,
+                mixed_precision="bf16" if precision == "bf16" else "no",
+                kwargs_handlers=[group] if announced > 1 else [],
+            )
+        self._backward: Callable[[Tensor], object] = self._accelerator.backward
         self.ranks = Ranks(self._accelerator.process_index, self._accelerator.num_processes)
-        self._way = _way(self._accelerator.distributed_type, self.ranks.world_size)
+        self._way: Way = _way(self._accelerator.distributed_type, self.ranks.world_size)
+        if self._zero is not None:
+            self._way = self._zero.way
         if self.ranks.world_size != announced:
             raise DistributedError(
                 f"{announced} processes were launched but the group has {self.ranks.world_size} · rank "
@@ -57,37 +65,71 @@ class Engine:
         """How a run is divided, as the accelerate configuration asks."""
         return self._way
 
-    def shard(self, *models: nn.Module) -> None:
-        """Divides the models' parameters among the ranks where the run is divided by FSDP2; before the optimizer is
-        built, for parameters are replaced. Every rank must call."""
+    @property
+    def divides_parameters(self) -> bool:
+        """Whether no rank has all weights."""
+        return self._way in ("fsdp2", "zero3")
+
+    @property
+    def _low_precision(self) -> bool:
+        return self._accelerator.mixed_precision == "bf16"
+
+    def shard(self, model: nn.Module, *untrained: nn.Module) -> None:
+        """Divides the models' parameters among the ranks where the run asks for it; before the optimizer is built, for
+        FSDP2 replaces parameters. (ZeRO divides what is trained in `wrap`.) Every rank must call."""
         if self._way == "fsdp2":
-            for model in models:
+            for each in (model, *untrained):
                 sharding.shard(
-                    model,
+                    each,
                     device_type=self.device.type,
                     world_size=self.ranks.world_size,
-                    low_precision=self._accelerator.mixed_precision == "bf16",
+                    low_precision=self._low_precision,
                 )
+        if self._zero is not None:
+            for each in untrained:
+                zero.divide(each, self._zero)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as the training step calls it: itself, or within what averages its gradients."""
+    def wrap(self, model: nn.Module, optimizer: Optimizer, *, local_batch: int) -> tuple[nn.Module, Optimizer]:
+        """The model as the training step calls it: itself, or within what averages its gradients; and its optimizer.
+        Every rank must call, with the same weights.
+
+        Raises:
+            ConfigError: ZeRO cannot divide what this optimizer works on.
+        """
+        if self._zero is not None:
+            wrapped, divided = zero.wrap(
+                model, optimizer, self._zero, local_batch=local_batch, low_precision=self._low_precision
+            )
+            self._backward = wrapped.backward
+            return wrapped, divided
         if self._way != "ddp":
-            return model
+            return model, optimizer
         devices = [self.device.index] if self.device.type == "cuda" else None
         # The loss sees to it that every parameter takes part; looking for those that do not would cost each step.
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True), optimizer
 
     def autocast(self) -> AbstractContextManager[None]:
         """Where the forward pass runs in bf16, if the run does."""
         return self._accelerator.autocast()
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the mean of the ranks' losses."""
-        self._accelerator.backward(loss)
+        """Gradients of the mean of the ranks' losses. Under ZeRO, of what `wrap` was given last."""
+        self._backward(loss)
 
     def close(self) -> None:
         """Leaves the process group."""
         self._accelerator.end_training()
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Within, an environment variable is not set."""
+    before = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
 
 
 def _way(kind: DistributedType, world_size: int) -> Way:

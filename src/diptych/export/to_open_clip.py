@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diptych.errors import DataError
+from diptych.errors import ConfigError, DataError
 from diptych.models.dual_encoder import DualEncoder
 
 _NAMES = {"image_tower.": "visual.", "text_tower.": "text."}
@@ -21,8 +21,13 @@ def export(model: DualEncoder, folder: Path, *, overwrite: bool = False) -> Path
     """Writes the model; returns the folder.
 
     Raises:
+        ConfigError: open_clip does not know these towers.
         DataError: the folder is not empty and `overwrite` is off.
     """
+    if model.open_clip_config is None:
+        raise ConfigError(
+            "open_clip cannot build these towers · model.towers · only those of `type: open_clip` go there"
+        )
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise DataError(f"output folder is not empty · {folder} · choose another, or add --overwrite")
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diptych import names
 from diptych.config import Config, discover
+from diptych.distributed import sharding
 from diptych.errors import ConfigError
 from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
 from diptych.seeding import derive
@@ -72,7 +73,7 @@ class DualEncoder(nn.Module):
         self.embed_dim = built.embed_dim
         self.image_size = built.image_size
         self.tokenizer: TextTokenizer = built.tokenizer
-        self.open_clip_config: dict[str, Any] = built.open_clip_config
+        self.open_clip_config: dict[str, Any] | None = built.open_clip_config
         self.image_mean, self.image_std = built.image_mean, built.image_std
         # Folded: (x / 255 - mean) / std = x * gain + offset, one pass over the pixels.
         mean, std = torch.tensor(built.image_mean), torch.tensor(built.image_std)
@@ -132,7 +133,8 @@ class DualEncoder(nn.Module):
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """Keeps the scale at or below 100, as CLIP does (arXiv:2103.00020, section 2.5). After every optimizer step."""
-        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        for part in sharding.held(self.logit_scale):
+            part.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def _learns(tower: nn.Module) -> bool:

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from diptych.config import Config
+from diptych.distributed import sharding
+from diptych.distributed.optimizer import Judge, Optimizer, Update
+from diptych.distributed.zero import ZeroOptimizer
 from diptych.optim.groups import ParameterGroup, split
 from diptych.optim.schedules import ScheduleConfig
 
@@ -51,31 +54,6 @@ class OptimConfig(Config):
             raise ValueError("rates must be numbers from 0 on")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], not {self.layer_decay}")
-
-
-class Optimizer(Protocol):
-    """What the loop asks of an optimizer; torch's are such. Each group has `names`, of its parameters, and `rate`."""
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """As torch's."""
-        ...
-
-    def step(self) -> Any:
-        """One update."""
-        ...
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch's."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's."""
-        ...
 
 
 class Together:
@@ -177,6 +155,23 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """The rate of every group for the coming step."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["rate"]
+
+
+def update(optimizer: Optimizer, modules: Sequence[nn.Module], max_norm: float | None, judge: Judge) -> Update:
+    """Clips the gradients of all modules together, and makes one update unless `judge` says that it is to be left out.
+    Every rank must call."""
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.update(max_norm, judge)
+    every = [parameter.grad for module in modules for parameter in module.parameters()]
+    gradients = [gradient for gradient in every if gradient is not None]
+    norm = sharding.total_norm(gradients)
+    if max_norm is not None:
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([sharding.own(gradient) for gradient in gradients], scale)
+    left_out = judge(norm)
+    step_unless(optimizer, left_out)
+    optimizer.zero_grad(set_to_none=True)
+    return Update(norm, left_out)
 
 
 def step_unless(optimizer: Optimizer, left_out: Bool[Tensor, ""]) -> None:

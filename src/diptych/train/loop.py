@@ -27,12 +27,12 @@ from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
 from diptych.optim import optimizers
 from diptych.runfolder import RunFolder, write_text
-from diptych.train import step
+from diptych.train import stages, step
 from diptych.train.guard import Guard, listening
 from diptych.train.meters import Throughput
 from diptych.train.recipe import MAY_CHANGE, Recipe
 from diptych.train.saver import Saver
-from diptych.train.state import TrainState, restore_newest, whole_weights
+from diptych.train.state import TrainState, restore_newest, weights_of, whole_weights
 from diptych.train.step import StepResult
 
 log = logging.getLogger(__name__)
@@ -57,10 +57,11 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     """
     engine = Engine(resolve_precision(recipe.precision))
     log.info("ranks=%d way=%s device=%s", engine.ranks.world_size, engine.way, engine.device)
-    if engine.way == "fsdp2" and recipe.optim.algorithm == "muon":
-        raise ConfigError("Muon needs whole matrices, which FSDP2 divides · optim.algorithm · use adamw, or plain DDP")
+    if engine.way not in ("single", "ddp") and recipe.optim.algorithm == "muon":
+        raise ConfigError("Muon needs whole matrices, not slices · optim.algorithm · use adamw, or plain DDP")
     run = _open_run(recipe, engine)
     model = dual_encoder.build(recipe.model, seed=recipe.seed)
+    stages.prepare(model, recipe.stages)
     feed = Feed(
         global_batch=recipe.global_batch,
         rank=engine.ranks.rank,
@@ -68,6 +69,7 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
         seed=recipe.seed,
         image_size=model.image_size,
         tokenizer=model.tokenizer,
+        stages=recipe.stages,
     )
     loader = build_loader(recipe.data, feed)
     _check_shards_agree(loader)
@@ -77,8 +79,9 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     step.check_needs(recipe, loss)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     engine.shard(model, *([ema.model] if ema is not None else []))
-    optimizer = optimizers.build(recipe.optim, model, loss)
-    state = TrainState(model, loss, optimizer, ema, Guard(recipe.guard, engine.device))
+    local_batch = recipe.global_batch // engine.ranks.world_size
+    wrapped, optimizer = engine.wrap(model, optimizers.build(recipe.optim, model, loss), local_batch=local_batch)
+    state = TrainState(model, wrapped, loss, optimizer, ema, Guard(recipe.guard, engine.device))
     if restore_newest(run.checkpoints, state):
         log.info("resumed step=%d samples_seen=%d run=%s", state.step, state.samples_seen, run.root)
     _run_steps(recipe, engine, run, state, loader, evaluator)
@@ -113,7 +116,7 @@ def _check_shards_agree(loader: Loader) -> None:
 def _run_steps(
     recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState, loader: Loader, evaluator: Evaluator | None
 ) -> None:
-    wrapped = engine.wrap(state.model).train()
+    state.wrapped.train()
     num_shards = sum(len(source.shards) for source in loader.sources)
     reporter = _Reporter(recipe, engine, run, state, num_shards=num_shards)
     bar_text = f"training {run.root.name}"
@@ -128,7 +131,7 @@ def _run_steps(
             before = state.samples_seen
             with reporter.throughput.waiting():
                 batch = next(batches)
-            result = step.run(recipe, engine, wrapped, state, batch)
+            result = step.run(recipe, engine, state, batch)
             status = reporter.after_step(result)
             bar.advance(status=status)
             if _due(recipe.evaluate.every_samples, before, state.samples_seen):
@@ -239,7 +242,7 @@ class _Reporter:
     def _values(self, result: StepResult) -> dict[str, float]:
         """Means over the ranks (each has the loss of its own rows), in one transfer from the device. Every rank must
         call."""
-        scale = sharding.whole(self._state.model.logit_scale.detach()).exp().squeeze(0)
+        scale = sharding.whole(self._state.model.logit_scale).detach().exp().squeeze(0)
         device = {f"train/loss/{name}": value for name, value in result.terms.scalars.items()}
         device |= {"train/grad_norm": result.grad_norm, "train/logit_scale": scale}
         numbers = mean_over(torch.stack([value.detach().float() for value in device.values()]), world_group()).tolist()
@@ -269,9 +272,9 @@ class _Reporter:
 
     def _undivided(self, model: DualEncoder) -> DualEncoder | None:
         """What one rank can measure alone: the model, or where it is divided a copy; None on the other ranks."""
-        if self._engine.way != "fsdp2":
+        if not self._engine.divides_parameters:
             return model if self._active else None
-        weights = whole_weights(model.state_dict(), keep=self._active)
+        weights = whole_weights(weights_of(model), keep=self._active)
         if not self._active:
             return None
         copy = dual_encoder.build(self._recipe.model, seed=self._recipe.seed)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from diptych.config import Config
 from diptych.data.sources import DataConfig
+from diptych.data.stages import Stage, check_stages
 from diptych.distributed.runtime import Precision
 from diptych.losses.objective import ObjectiveConfig
 from diptych.models.dual_encoder import ModelConfig
@@ -82,6 +83,9 @@ class Recipe(Config):
     unmasked_tail_samples: int = 0
     """The last samples of the run see every patch, where the image tower drops some
     (`model.towers.vision.patch_dropout`)."""
+    stages: tuple[Stage, ...] = ()
+    """Smaller pictures and shorter captions for the first part of the run, in the order of `until_samples`; behind the
+    last stage, and in every evaluation, the model's own sizes hold."""
     precision: Precision = "auto"
     """`bf16` autocast or `fp32`; `auto` is bf16 where the hardware has it."""
     ema_decay: float | None = None
@@ -108,6 +112,7 @@ class Recipe(Config):
             )
         if not 0 <= self.unmasked_tail_samples <= self.total_samples:
             raise ValueError(f"unmasked_tail_samples must lie in [0, total_samples], not {self.unmasked_tail_samples}")
+        check_stages(self.stages, self.total_samples)
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, not {self.micro_batch}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

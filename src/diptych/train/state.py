@@ -10,12 +10,12 @@ from diptych.data.batch import Batch, Cursors
 from diptych.data.faults import FaultLog
 from diptych.distributed import sharding
 from diptych.distributed.collectives import gather_objects
+from diptych.distributed.optimizer import Optimizer
 from diptych.distributed.runtime import launched_ranks
 from diptych.errors import CheckpointError
 from diptych.losses.objective import Objective
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
-from diptych.optim.optimizers import Optimizer
 from diptych.train import checkpoint
 from diptych.train.checkpoint import Snapshot
 from diptych.train.guard import Guard
@@ -26,6 +26,8 @@ class TrainState:
     """The moving parts of a run; everything else follows from the recipe."""
 
     model: DualEncoder
+    wrapped: nn.Module
+    """The model as a step calls it: itself, or within what shares gradients with other ranks."""
     objective: Objective
     """Its plugs may have state (queues, tables of samples) and parameters."""
     optimizer: Optimizer
@@ -61,7 +63,7 @@ class TrainState:
         cursors = Cursors.merge(consumed) if consumed else Cursors()
         keep = launched_ranks().is_main
         tensors = {
-            "model": whole_weights(self.model.state_dict(), keep=keep),
+            "model": whole_weights(weights_of(self.model), keep=keep),
             "optimizer": whole_weights(self._optimizer_tensors(), keep=keep),
         }
         state = {"step": self.step, "samples_seen": self.samples_seen, "cursors": cursors.to_json()}
@@ -70,7 +72,7 @@ class TrainState:
         if objective := self.objective.whole_state():
             tensors["objective"] = whole_weights(objective, keep=keep)
         if self.ema is not None:
-            tensors["ema"] = whole_weights(self.ema.model.state_dict(), keep=keep)
+            tensors["ema"] = whole_weights(weights_of(self.ema.model), keep=keep)
             state["ema_updates"] = self.ema.num_updates
         return Snapshot(tensors, state)
 
@@ -100,35 +102,40 @@ class TrainState:
         self.faults = FaultLog.from_json(snapshot.state["faults"])
         self.guard.take(snapshot.state["guard"])
 
-    def _numbered_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters in the order in which the optimizer numbers them."""
-        groups = self.optimizer.param_groups
-        return [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
+    def _numbered_names(self) -> list[str]:
+        """Those of the parameters in the order in which the optimizer numbers them."""
+        return [name for group in self.optimizer.param_groups for name in group["names"]]
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         states = self.optimizer.state_dict()["state"]
-        names = [name for name, _ in self._numbered_parameters()]
+        names = self._numbered_names()
         return {f"{names[i]}/{key}": value for i, state in states.items() for key, value in state.items()}
 
     def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
         packed = self.optimizer.state_dict()
-        parameters = self._numbered_parameters()
-        position = {name: i for i, (name, _) in enumerate(parameters)}
+        parameters = dict(self.model.named_parameters()) | dict(self.objective.named_parameters())
+        position = {name: i for i, name in enumerate(self._numbered_names())}
         states: dict[int, dict[str, Tensor]] = {}
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition("/")
-            parameter = parameters[position[name]][1]
+            parameter = parameters[name]
             # Fused optimizers walk parameter and state in memory order, so both need the same one (channels last, say).
             same_form = sharding.like(value, parameter) if value.shape == parameter.shape else value
             states.setdefault(position[name], {})[key] = same_form
         self.optimizer.load_state_dict({"state": states, "param_groups": packed["param_groups"]})
 
 
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each of them perhaps this rank's slice."""
+    found: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    return found
+
+
 def whole_weights(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """One tensor after another, so that no more than one is in memory twice. Every rank must call."""
     found = {}
     for name, tensor in tensors.items():
-        value = sharding.whole(tensor.detach())
+        value = sharding.whole(tensor).detach()
         if keep:
             # A copy, whatever the device: it is written while the run goes on.
             found[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value)

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.data.batch import Batch
-from diptych.distributed import sharding
 from diptych.distributed.collectives import average_gradients
 from diptych.distributed.wrap import Engine
 from diptych.errors import ConfigError
@@ -31,12 +30,8 @@ class StepResult:
     lr: float
 
 
-def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, batch: Batch) -> StepResult:
-    """Forward, loss, backward, clip, update. Every rank must call.
-
-    Args:
-        model: `state.model` as the engine wrapped it.
-    """
+def run(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch) -> StepResult:
+    """Forward, loss, backward, clip, update. Every rank must call."""
     lr = recipe.optim.peak_lr * schedules.factor(recipe.optim.schedule, state.samples_seen, recipe.total_samples)
     optimizers.set_lr(state.optimizer, lr)
     if recipe.unmasked_tail_samples:
@@ -45,19 +40,19 @@ def run(recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, bat
     # Dropout draws from torch's generator: keyed by position, a resumed run drops what the unbroken one drops.
     torch.manual_seed(derive(recipe.seed, "step", state.step, engine.ranks.rank))
     moment = Moment(state.step, state.samples_seen, recipe.seed)
-    pairs, terms = _gradients(recipe, engine, model, state, batch, moment)
+    pairs, terms = _gradients(recipe, engine, state, batch, moment)
     average_gradients(state.objective.parameters())
-    grad_norm = _clip(recipe.optim.grad_clip_norm, state.model, state.objective)
-    left_out = state.guard.judge(grad_norm)
-    optimizers.step_unless(state.optimizer, left_out)
-    state.optimizer.zero_grad(set_to_none=True)
-    if not state.objective.remembers or not bool(left_out):  # what is no number must not get into queues and tables
+    modules = (state.model, state.objective)
+    update = optimizers.update(state.optimizer, modules, recipe.optim.grad_clip_norm, state.guard.judge)
+    if not state.objective.remembers or not bool(update.left_out):  # no NaN must get into queues and tables
         state.objective.after_step(pairs)
     state.model.clamp_logit_scale()
     if state.ema is not None:
         state.ema.update(state.model)
     state.advance(batch, samples=recipe.global_batch)
-    return StepResult(Terms(terms.total.detach(), terms.scalars), grad_norm, lr)  # or the graph would outlive the step
+    return StepResult(
+        Terms(terms.total.detach(), terms.scalars), update.grad_norm, lr
+    )  # or the graph would outlive the step
 
 
 _OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")
@@ -89,9 +84,7 @@ class _Inputs:
     hard_tokens: Tensor | None
 
 
-def _gradients(
-    recipe: Recipe, engine: Engine, model: nn.Module, state: TrainState, batch: Batch, moment: Moment
-) -> tuple[Pairs, Terms]:
+def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, moment: Moment) -> tuple[Pairs, Terms]:
     """The loss of this rank's rows, and gradients in the parameters."""
     device = engine.device
     parts = _parts(batch, device, recipe.micro_batch or len(batch.images))
@@ -99,7 +92,7 @@ def _gradients(
 
     def embed(inputs: _Inputs) -> Features:
         with engine.autocast():
-            return model(inputs.images, inputs.tokens, inputs.hard_tokens)._asdict()
+            return state.wrapped(inputs.images, inputs.tokens, inputs.hard_tokens)._asdict()
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
         # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.
@@ -111,7 +104,7 @@ def _gradients(
         total, result = loss(embed(parts[0]))
         engine.backward(total)
         return result
-    return accumulate(embed, parts, loss, synchronised=gradient_sync(model), backward=engine.backward)
+    return accumulate(embed, parts, loss, synchronised=gradient_sync(state.wrapped), backward=engine.backward)
 
 
 def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:
@@ -139,15 +132,3 @@ def _known(
         teacher = [state.ema.model(part.images, part.tokens) for part in parts]
     image, text = (torch.cat([getattr(t, f"{m}_features") for t in teacher]) for m in ("image", "text"))
     return known, {"teacher_features": image}, {"teacher_features": text}
-
-
-def _clip(max_norm: float | None, *modules: nn.Module) -> Tensor:
-    """The norm of the whole gradient before clipping. Every rank must call."""
-    every = [parameter.grad for module in modules for parameter in module.parameters()]
-    gradients = [gradient for gradient in every if gradient is not None]
-    norm = sharding.total_norm(gradients)
-    if max_norm is not None:
-        torch._foreach_mul_(
-            [sharding.own(gradient) for gradient in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        )
-    return norm

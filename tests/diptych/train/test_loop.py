@@ -186,6 +186,30 @@ def test_two_processes_under_accelerate_equal_one(
     torch.testing.assert_close(losses(tmp_path / "two"), before, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
+def test_zero_equals_one_process_and_resumes(
+    shards: Path, tmp_path: Path, launch: Callable[..., None], stage: int
+) -> None:
+    loop.train(recipe(shards, tmp_path / "one"))
+    (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two")))
+    options = ("--deepspeed_config_file", f"configs/deepspeed/zero{stage}.json")
+    launch(tmp_path / "two.yaml", "cpu_zero", *options)
+    before = losses(tmp_path / "two")
+    torch.testing.assert_close(before, losses(tmp_path / "one"), atol=2e-5, rtol=2e-5)
+    one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=5e-3, rtol=1e-2, msg=name)
+    forget_after(tmp_path / "two", 6)
+    launch(tmp_path / "two.yaml", "cpu_zero", *options)
+    assert losses(tmp_path / "two") == before
+    resumed = final_weights(tmp_path / "two")
+    assert all(value.equal(resumed[name]) for name, value in two.items())
+    forget_after(tmp_path / "two", 3)
+    loop.train(recipe(shards, tmp_path / "two"))  # and one process takes over
+    torch.testing.assert_close(losses(tmp_path / "two"), before, atol=2e-5, rtol=2e-5)
+
+
 def test_one_process_goes_on_where_two_stopped(shards: Path, tmp_path: Path) -> None:
     """The cursors of both ranks are in a checkpoint: whoever resumes sees the same samples."""
     states = run_ranks(_cursors_after_three_batches, 2, shards)
@@ -200,7 +224,7 @@ def _cursors_after_three_batches(rank: int, shards: Path) -> dict[str, Any]:
     model = dual_encoder.build(config.model, seed=0)
     loss = objective.build(config.objective, embed_dim=model.embed_dim, seed=0)
     guard = Guard(config.guard, torch.device("cpu"))
-    state = TrainState(model, loss, optimizers.build(config.optim, model, loss), None, guard)
+    state = TrainState(model, model, loss, optimizers.build(config.optim, model, loss), None, guard)
     feed = Feed(global_batch=8, rank=rank, world_size=2, seed=0, image_size=16, tokenizer=model.tokenizer)
     with build_loader(config.data, feed).batches() as batches:
         for batch in islice(batches, 3):

@@ -164,7 +164,7 @@ def saved_by_ranks(rank: int, tree: dict[str, Any]) -> dict[str, torch.Tensor]:
     model = dual_encoder.build(from_tree(dual_encoder.ModelConfig, TINY_MODEL), seed=0)
     optimizer = optimizers.build(optimizers.OptimConfig(), model, loss)
     return (
-        TrainState(model, loss, optimizer, None, Guard(GuardConfig(), torch.device("cpu")))
+        TrainState(model, model, loss, optimizer, None, Guard(GuardConfig(), torch.device("cpu")))
         .snapshot()
         .tensors["objective"]
     )

@@ -7,8 +7,10 @@ class MyTowers(Towers, name="my_towers"):
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -23,6 +25,22 @@ class TextTokenizer(Protocol):
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B L"]:
         """Ids padded with 0 to `context_length`."""
         ...
+
+
+class CachedTokenizer:
+    """A tokenizer that remembers the captions it has seen: small data sets repeat theirs every epoch.
+
+    Args:
+        tokenizer: called with texts and `context_length`.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self.context_length = context_length
+        self._one = lru_cache(maxsize=65536)(lambda text: tokenizer([text], context_length=context_length)[0])
+
+    def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B L"]:
+        """Ids [B, context_length], padded with 0."""
+        return torch.stack([self._one(text) for text in texts])
 
 
 @dataclass(frozen=True)
@@ -43,8 +61,9 @@ class BuiltTowers:
     """Stored (logarithmic) value that came with published weights; None for new towers."""
     logit_bias: float | None
     """Value that came with published weights; None for new towers, and for weights that have none."""
-    open_clip_config: dict[str, Any]
-    """`embed_dim`, `vision_cfg`, `text_cfg` from which open_clip builds the same towers: what an export needs."""
+    open_clip_config: dict[str, Any] | None
+    """`embed_dim`, `vision_cfg`, `text_cfg` from which open_clip builds the same towers: what an export to it needs.
+    None for towers that open_clip does not know."""
 
 
 class Towers(Choice):

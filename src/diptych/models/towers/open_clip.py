@@ -2,24 +2,24 @@
 
 import copy
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
-from jaxtyping import Int
+import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
-from open_clip.transformer import Transformer
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diptych.errors import CheckpointError, ConfigError
 from diptych.models.towers.bpe import BpeTokenizer
-from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
+from diptych.models.towers.family import BuiltTowers, CachedTokenizer, TextTokenizer, Towers
 
 _CONFIG_FILE, _WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
@@ -40,6 +40,9 @@ class OpenClipTowers(Towers, name="open_clip"):
     """Keys of open_clip's `text_cfg` that differ from the named model's."""
     weights: str | None = None
     """A tag that open_clip knows for this name (`openai`, `laion2b_s34b_b79k`), or a local .safetensors/.pt file."""
+    image_weights: Path | None = None
+    """A local .safetensors/.pt file with weights of the image tower alone, under the names that the model of
+    `vision.timm_model_name` has in timm; a classifier in it is left out."""
 
     def build(self) -> BuiltTowers:
         """See Towers. Raises ConfigError for keys open_clip does not take, CheckpointError for unusable weights."""
@@ -49,8 +52,13 @@ class OpenClipTowers(Towers, name="open_clip"):
         except (TypeError, RuntimeError, ValueError, AssertionError) as error:
             raise ConfigError(f"open_clip cannot build this model ({_line(error)}) · model.towers") from error
         published = self._load_weights(model)
-        mean = published.get("mean", open_clip.OPENAI_DATASET_MEAN)
-        std = published.get("std", open_clip.OPENAI_DATASET_STD)
+        if self.image_weights is not None:
+            _load_image_weights(model.visual, self.image_weights)
+        pixels = published
+        if self.image_weights is not None or self.vision.get("timm_model_pretrained"):
+            pixels = getattr(getattr(model.visual, "trunk", None), "pretrained_cfg", {}) | published
+        mean = pixels.get("mean", open_clip.OPENAI_DATASET_MEAN)
+        std = pixels.get("std", open_clip.OPENAI_DATASET_STD)
         _accept_trimmed_tokens(model.text)
         size = model.visual.image_size
         return BuiltTowers(
@@ -129,12 +137,31 @@ def _load_file(model: CustomTextCLIP, path: Path) -> None:
         raise CheckpointError(f"weights do not fit the model ({_line(error)}) · {path}") from error
 
 
+def _load_image_weights(image_tower: nn.Module, path: Path) -> None:
+    """Fills a timm model but for its classifier, which is the tower's new projection or not there at all."""
+    if not isinstance(image_tower, TimmModel):
+        raise ConfigError("image_weights are those of a timm model · model.towers · name it in vision.timm_model_name")
+    trunk = image_tower.trunk
+    named = trunk.pretrained_cfg["classifier"]
+    heads = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named or []))
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+        new = {key: value for key, value in trunk.state_dict().items() if key.startswith(heads)}
+        trunk.load_state_dict({key: value for key, value in state.items() if not key.startswith(heads)} | new)
+    except Exception as error:  # whatever a damaged or foreign file makes of the readers
+        raise CheckpointError(f"image_weights do not fit the model ({_line(error)}) · {path}") from error
+
+
 def _accept_trimmed_tokens(text_tower: nn.Module) -> None:
-    """Lets a causal text tower take [B, L] with L below its context length, with the same features.
+    """Lets a text tower take [B, L] with L below its context length, with the same features.
 
     open_clip hands its transformer the mask of the whole context. Behind a causal mask with end-of-text pooling the
-    padding to the right changes nothing, so the mask is cut to the tokens that came.
+    padding to the right changes nothing, so the mask is cut to the tokens that came. Where features depend on the
+    padding (SigLIP pools the last place and has no mask, CoCa's class token stands behind it), it is put back.
     """
+
+    def fill(tower: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (F.pad(args[0], (0, tower.context_length - args[0].shape[1])),)
 
     def cut_mask(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         mask, length = kwargs.get("attn_mask"), args[0].shape[1]
@@ -142,25 +169,16 @@ def _accept_trimmed_tokens(text_tower: nn.Module) -> None:
             kwargs = kwargs | {"attn_mask": mask[..., :length, :length]}
         return args, kwargs
 
-    transformer = getattr(text_tower, "transformer", None)
-    if isinstance(transformer, Transformer):
-        transformer.register_forward_pre_hook(cut_mask, with_kwargs=True)
+    if isinstance(text_tower, TextTransformer):
+        of_all = text_tower.attn_mask is None or text_tower.pool_type == "last" or text_tower.cls_emb is not None
+        if of_all:
+            text_tower.register_forward_pre_hook(fill)
+        else:
+            text_tower.transformer.register_forward_pre_hook(cut_mask, with_kwargs=True)
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
-
-
-class CachedTokenizer:
-    """A tokenizer that remembers the captions it has seen: small data sets repeat theirs every epoch."""
-
-    def __init__(self, tokenizer: Any, context_length: int) -> None:
-        self.context_length = context_length
-        self._one = lru_cache(maxsize=65536)(lambda text: tokenizer([text], context_length=context_length)[0])
-
-    def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B L"]:
-        """Ids [B, context_length], padded with 0."""
-        return torch.stack([self._one(text) for text in texts])
 
 
 def build_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
