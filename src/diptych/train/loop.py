@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import NoReturn, Protocol
 
 import torch
+from torch.profiler import record_function
 
 from diptych import log as logs
 from diptych import runfolder
@@ -22,7 +23,7 @@ from diptych.distributed.runtime import resolve_precision
 from diptych.distributed.wrap import Engine
 from diptych.errors import ConfigError, DiptychError, Interrupted, TrainingError
 from diptych.losses import objective
-from diptych.models import dual_encoder
+from diptych.models import dual_encoder, speed
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
 from diptych.optim import optimizers
@@ -78,6 +79,7 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     loss = objective.build(recipe.objective, embed_dim=model.embed_dim, seed=recipe.seed).to(engine.device)
     step.check_needs(recipe, loss)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+    speed.prepare(model, recipe.speed)
     engine.shard(model, *([ema.model] if ema is not None else []))
     local_batch = recipe.global_batch // engine.ranks.world_size
     wrapped, optimizer = engine.wrap(model, optimizers.build(recipe.optim, model, loss), local_batch=local_batch)
@@ -129,7 +131,7 @@ def _run_steps(
     ):
         while state.step < recipe.total_steps:
             before = state.samples_seen
-            with reporter.throughput.waiting():
+            with reporter.throughput.waiting(), record_function("diptych.data_wait"):
                 batch = next(batches)
             result = step.run(recipe, engine, state, batch)
             status = reporter.after_step(result)

@@ -9,6 +9,7 @@ from diptych.data.stages import Stage, check_stages
 from diptych.distributed.runtime import Precision
 from diptych.losses.objective import ObjectiveConfig
 from diptych.models.dual_encoder import ModelConfig
+from diptych.models.speed import SpeedConfig
 from diptych.optim.optimizers import OptimConfig
 from diptych.train.guard import GuardConfig
 
@@ -94,6 +95,8 @@ class Recipe(Config):
     """The two towers."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What is minimised."""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """What makes a step faster or smaller."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How it is minimised."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -131,6 +134,7 @@ MAY_CHANGE = (
     "evaluate",
     "guard",
     "precision",
+    "speed",
     "data.workers",
     "data.prefetch_batches",
     "data.cache_mib",

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from diptych.data.batch import Batch
 from diptych.distributed.collectives import average_gradients
@@ -43,12 +44,14 @@ def run(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch) -> Step
     pairs, terms = _gradients(recipe, engine, state, batch, moment)
     average_gradients(state.objective.parameters())
     modules = (state.model, state.objective)
-    update = optimizers.update(state.optimizer, modules, recipe.optim.grad_clip_norm, state.guard.judge)
-    if not state.objective.remembers or not bool(update.left_out):  # no NaN must get into queues and tables
-        state.objective.after_step(pairs)
-    state.model.clamp_logit_scale()
-    if state.ema is not None:
-        state.ema.update(state.model)
+    with record_function("diptych.optimizer"):
+        update = optimizers.update(state.optimizer, modules, recipe.optim.grad_clip_norm, state.guard.judge)
+    with record_function("diptych.after"):
+        if not state.objective.remembers or not bool(update.left_out):  # no NaN must get into queues and tables
+            state.objective.after_step(pairs)
+        state.model.clamp_logit_scale()
+        if state.ema is not None:
+            state.ema.update(state.model)
     state.advance(batch, samples=recipe.global_batch)
     return StepResult(
         Terms(terms.total.detach(), terms.scalars), update.grad_norm, lr
@@ -91,20 +94,25 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
     known, image_known, text_known = _known(engine, state, batch, parts)
 
     def embed(inputs: _Inputs) -> Features:
-        with engine.autocast():
+        with engine.autocast(), record_function("diptych.forward"):
             return state.wrapped(inputs.images, inputs.tokens, inputs.hard_tokens)._asdict()
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
         # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.
         pairs = Pairs(**features, known=known, image_known=image_known, text_known=text_known)
-        terms = state.objective(pairs, moment)
+        with record_function("diptych.loss"):
+            terms = state.objective(pairs, moment)
         return terms.total, (pairs, terms)
+
+    def backward(total: Tensor) -> None:
+        with record_function("diptych.backward"):
+            engine.backward(total)
 
     if len(parts) == 1:
         total, result = loss(embed(parts[0]))
-        engine.backward(total)
+        backward(total)
         return result
-    return accumulate(embed, parts, loss, synchronised=gradient_sync(state.wrapped), backward=engine.backward)
+    return accumulate(embed, parts, loss, synchronised=gradient_sync(state.wrapped), backward=backward)
 
 
 def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from diptych.config import from_tree
@@ -15,8 +16,6 @@ from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder, Embeddings, ModelConfig
 from diptych.optim import groups
 from diptych.testing import run_ranks
-
-transformers = pytest.importorskip("transformers")
 
 CONTEXT, WIDTH, SIDE = 12, 32, 16
 WORDS = ["a", "cat", "of", "on", "the", "grass", "red", "fox", "photo", "!"]
@@ -75,13 +74,15 @@ def write_tokenizer(folder: Path, order: list[str], *, pad: str, template: str, 
         tokenizer_object=tokenizer,
         pad_token=pad,
         unk_token="!",
+        padding_side="right",
         model_max_length=CONTEXT,
         model_input_names=["input_ids", "attention_mask"] if masked else ["input_ids"],
     ).save_pretrained(folder)
 
 
 def open_folder(folder: Path, make: Callable[[], nn.Module], **tokenizer: Any) -> nn.Module:
-    """A folder as on the hub: weights large enough that each token is felt, tokenizer, image processor."""
+    """A folder as on the hub: weights large enough that each token is felt, tokenizer, image processor; what
+    transformers makes of it."""
     torch.manual_seed(0)
     model = make().eval()
     for parameter in model.parameters():
@@ -95,7 +96,7 @@ def open_folder(folder: Path, make: Callable[[], nn.Module], **tokenizer: Any) -
         image_mean=[0.4, 0.5, 0.6],
         image_std=[0.2, 0.3, 0.4],
     ).save_pretrained(folder)
-    return model
+    return type(model).from_pretrained(folder).eval()
 
 
 CLIP = {"order": ["WORDS", "<x>", "<y>", "<s>", "</s>"], "pad": "</s>", "template": "<s> $A </s>", "masked": True}
@@ -273,6 +274,11 @@ def loss_of(found: Embeddings) -> Tensor:
     """Something that every parameter takes part in."""
     bias = found.logit_bias if found.logit_bias is not None else 0.0
     return (found.image_features * found.text_features).sum(1).mean() * found.logit_scale + bias
+
+
+def similarities(found: Embeddings) -> Tensor:
+    assert found.logit_bias is not None
+    return (found.image_features * found.text_features).sum(1) * found.logit_scale + found.logit_bias
 
 
 def divided_gradients(rank: int, folder: Path, way: str) -> list[Tensor]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diptych.errors import CheckpointError, ConfigError
@@ -26,7 +27,7 @@ _CAUSAL = frozenset({"clip", "metaclip_2"})
 """Types whose texts are pooled behind a causal mask: what stands to the right of the caption changes nothing."""
 _MASKED = frozenset({"align", "altclip", "chinese_clip"})
 """Types whose texts are pooled at the first token: with a mask, padding changes nothing. All others get it back."""
-_READ_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError)
+_READ_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True)
