@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.arguments import add_verb
+from diptych.cli.arguments import add_settings, add_verb
 from diptych.cli.outcome import Outcome
 from diptych.errors import ConfigError
 
@@ -18,6 +18,7 @@ def add(verbs: Any) -> None:
     tools = bench.add_subparsers(metavar="WHAT", required=True)
     _add_loss(tools)
     _add_data(tools)
+    _add_train(tools)
 
 
 def _add_loss(tools: Any) -> None:
@@ -66,6 +67,79 @@ def _add_data(tools: Any) -> None:
     data.add_argument("--shards", type=int, default=10_000, help="of start-up and resuming (default: 10000)")
     data.add_argument("--rounds", type=int, default=3, help="processes per measurement, alternating (default: 3)")
     data.add_argument("--work", type=Path, metavar="FOLDER", help="where a gigabyte of data is made, and removed again")
+
+
+def _add_train(tools: Any) -> None:
+    train = add_verb(
+        tools,
+        "train",
+        _bench_train,
+        "samples per second, MFU, memory and the parts of a step of the training loop, beside peers in the same run",
+        example="diptych bench train --batch 64 --against bare,open_clip --peer-python .peer/bin/python",
+    )
+    add_settings(train, "settings of our recipe over the options, such as micro_batch=32")
+    train.add_argument("--model", default="ViT-B-32", help="an open_clip name or JSON file (default: ViT-B-32)")
+    train.add_argument("--batch", type=int, default=64, help="pairs in a step (default: 64)")
+    train.add_argument("--steps", type=int, default=30, help="timed steps (default: 30)")
+    train.add_argument("--warmup", type=int, default=5, help="steps before those (default: 5)")
+    train.add_argument("--every", type=int, help="steps between logged lines, at which time is read (cpu 1, cuda 5)")
+    train.add_argument("--rounds", type=int, default=3, help="processes per measurement, alternating (default: 3)")
+    train.add_argument("--workers", type=int, default=2, help="loader processes, of everybody (default: 2)")
+    train.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    train.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of everybody")
+    train.add_argument(
+        "--against",
+        default="bare,open_clip-step",
+        metavar="NAME[,NAME…]",
+        help="bare: our model's step on one batch; open_clip-step: theirs; open_clip: their trainer; ours-saving: with "
+        "a checkpoint (default: bare,open_clip-step)",
+    )
+    train.add_argument("--peer-python", type=Path, metavar="PATH", help="Python that has open_clip's trainer")
+    train.add_argument("--patch-dropout", type=float, metavar="SHARE", help="of the image tower's patches")
+    train.add_argument("--compile", action="store_true", help="torch.compile, of everybody")
+    train.add_argument("--checkpoint-activations", action="store_true", help="computed again in backward, of everybody")
+    train.add_argument("--picture", default="500x375", metavar="WxH", help="size of the JPEG files (default: 500x375)")
+    train.add_argument("--split-steps", type=int, default=8, help="steps of the profiled run; 0: none (default: 8)")
+    train.add_argument("--profile", type=Path, metavar="FILE", help="write the profiled run's Chrome trace there")
+    train.add_argument("--work", type=Path, metavar="FOLDER", help="where some gigabytes are made, and removed again")
+
+
+def _bench_train(options: argparse.Namespace) -> Outcome:
+    from diptych.bench.train import as_json, measure_all
+    from diptych.bench.train_table import table
+
+    report = measure_all(_plan_of_training(options), progress=lambda text: log.info("%s", text))
+    return Outcome(as_json(report), table(report))
+
+
+def _plan_of_training(options: argparse.Namespace) -> Any:
+    import torch
+
+    from diptych.bench.data_pictures import parse_sizes
+    from diptych.bench.train_plan import Plan
+
+    on_gpu = options.device == "cuda" or (options.device is None and torch.cuda.is_available())
+    return Plan(
+        device="cuda" if on_gpu else "cpu",
+        every=options.every if options.every is not None else 5 if on_gpu else 1,
+        model=options.model,
+        batch=options.batch,
+        steps=options.steps,
+        warmup=options.warmup,
+        rounds=options.rounds,
+        workers=options.workers,
+        precision=options.precision,
+        against=tuple(name for name in options.against.split(",") if name),
+        peer_python=options.peer_python,
+        patch_dropout=options.patch_dropout,
+        compile=options.compile,
+        checkpoint_activations=options.checkpoint_activations,
+        picture=parse_sizes(options.picture)[0],
+        split_steps=options.split_steps,
+        profile=options.profile,
+        work=options.work,
+        settings=tuple(options.settings),
+    )
 
 
 def _bench_data(options: argparse.Namespace) -> Outcome:
