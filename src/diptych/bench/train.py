@@ -103,8 +103,8 @@ def _prepared(plan: Plan, folder: Path, progress: Progress) -> Request:
         steps=plan.all_steps,
         every=plan.every,
         save_at=plan.saving_step,
-        compile=plan.compile,
-        checkpoint_activations=plan.checkpoint_activations,
+        compile=recipe.speed.compile,
+        checkpoint_activations=recipe.speed.checkpoint_activations,
         clip=recipe.optim.grad_clip_norm,
     )
 
@@ -122,12 +122,10 @@ def our_recipe(plan: Plan, shards: str, *, lanes: int) -> Recipe:
         "total_samples": plan.all_steps * plan.batch,
         "global_batch": plan.batch,
         "precision": plan.precision,
+        "speed": {"compile": plan.compile, "checkpoint_activations": plan.checkpoint_activations},
         "model": {"towers": towers},
         "data": {"shards": shards, "lanes": lanes, "workers": plan.workers},
     }
-    speed = {"compile": plan.compile, "checkpoint_activations": plan.checkpoint_activations}
-    if any(speed.values()):
-        tree["speed"] = {name: True for name, wanted in speed.items() if wanted}
     for setting in plan.settings:
         apply_override(tree, setting)
     recipe = from_tree(Recipe, tree, where="bench train")

@@ -26,7 +26,7 @@ from diptych.distributed.runtime import resolve_precision
 from diptych.errors import DiptychError
 from diptych.log import read_metrics
 from diptych.losses.contrastive import contrastive_loss
-from diptych.models import dual_encoder
+from diptych.models import dual_encoder, speed
 from diptych.models.dual_encoder import DualEncoder
 from diptych.train import loop, stages
 from diptych.train.recipe import EvaluateConfig, LogConfig, Recipe
@@ -125,18 +125,15 @@ def _model_and_batch(request: Request) -> tuple[Recipe, DualEncoder, Batch]:
 
 def _bare(request: Request) -> Answer:
     """Model, loss, AdamW, and one batch that is in memory: what the loop is measured against."""
-    _, model, batch = _model_and_batch(request)
+    recipe, model, batch = _model_and_batch(request)
     model.to(request.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if request.checkpoint_activations:
-        for tower in (model.image_tower, model.text_tower):
-            tower.set_grad_checkpointing(True)  # type: ignore[operator]  # open_clip's
-    forward: Callable[..., Any] = torch.compile(model) if request.compile else model
+    speed.prepare(model, recipe.speed)
     optimizer = torch.optim.AdamW(_trained(model), lr=_LR, betas=_BETAS, eps=_EPS, weight_decay=_DECAY, fused=True)
     images, tokens = batch.images.to(request.device), batch.tokens.to(request.device)
 
     def step() -> None:
         with _autocast(request):
-            found = forward(images, tokens)
+            found = model(images, tokens)
         contrastive_loss(found.image_features, found.text_features, found.logit_scale).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

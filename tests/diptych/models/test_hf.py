@@ -15,7 +15,7 @@ from diptych.export.to_open_clip import export
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder, Embeddings, ModelConfig
 from diptych.optim import groups
-from diptych.testing import run_ranks
+from diptych.testing import TINY_MODEL, run_ranks
 
 CONTEXT, WIDTH, SIDE = 12, 32, 16
 WORDS = ["a", "cat", "of", "on", "the", "grass", "red", "fox", "photo", "!"]
@@ -52,6 +52,30 @@ def chinese_clip() -> nn.Module:
         text_config=text_keys(pad_token_id=0), vision_config=VISION, projection_dim=24
     )
     return transformers.ChineseCLIPModel(config)
+
+
+def metaclip_2() -> nn.Module:
+    text = text_keys(bos_token_id=0, eos_token_id=2, pad_token_id=1)
+    config = transformers.MetaClip2Config(text_config=text, vision_config=VISION, projection_dim=24)
+    return transformers.MetaClip2Model(config)
+
+
+def align() -> nn.Module:
+    vision = {
+        "image_size": SIDE,
+        "width_coefficient": 0.25,
+        "depth_coefficient": 0.1,
+        "hidden_dim": 24,
+        "kernel_sizes": [3, 3],
+        "in_channels": [32, 16],
+        "out_channels": [16, 24],
+        "strides": [1, 2],
+        "num_block_repeats": [1, 1],
+        "expand_ratios": [1, 6],
+        "depthwise_padding": [],
+    }
+    config = transformers.AlignConfig(text_config=text_keys(pad_token_id=0), vision_config=vision, projection_dim=8)
+    return transformers.AlignModel(config)
 
 
 def dinov2_and_bert() -> nn.Module:
@@ -111,6 +135,9 @@ KINDS = {
     "masked_siglip": (siglip, SIGLIP | {"masked": True}),
     "altclip": (altclip, ROBERTA),
     "chinese_clip": (chinese_clip, BERT),
+    "unmasked_chinese_clip": (chinese_clip, BERT | {"masked": False}),
+    "metaclip_2": (metaclip_2, ROBERTA),
+    "align": (align, BERT),
     "dinov2_and_bert": (dinov2_and_bert, BERT),
 }
 
@@ -178,6 +205,11 @@ def test_scale_and_bias_are_taken_over_and_nowhere_else(tmp_path: Path) -> None:
     assert sorted(name for name in names if "logit" in name) == ["logit_bias", "logit_scale"]
     assert not [name for name in names if name.startswith("image_tower") and "text" in name]
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_a_temperature_is_a_scale_too(tmp_path: Path) -> None:
+    theirs = open_folder(tmp_path, align, **BERT)
+    assert build(tmp_path).logit_scale.exp().item() == pytest.approx(1 / theirs.temperature.item())
 
 
 def test_random_weights_come_from_the_seed(tmp_path: Path) -> None:
@@ -263,6 +295,17 @@ def test_what_cannot_be_used_is_named_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_siglip_2_of_any_size_is_refused(tmp_path: Path) -> None:
+    def naflex() -> nn.Module:
+        vision = LAYERS | {"patch_size": 8, "num_patches": 4}
+        text = text_keys(projection_size=WIDTH, pad_token_id=1, eos_token_id=1, bos_token_id=0)
+        return transformers.Siglip2Model(transformers.Siglip2Config(text_config=text, vision_config=vision))
+
+    open_folder(tmp_path, naflex, **SIGLIP)
+    with pytest.raises(ConfigError, match="does not embed a picture"):
+        build(tmp_path)
+
+
 def test_no_export_to_open_clip(tmp_path: Path) -> None:
     open_folder(tmp_path / "hub", clip, **CLIP)
     with pytest.raises(ConfigError, match="open_clip cannot build these towers"):
@@ -270,15 +313,30 @@ def test_no_export_to_open_clip(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_beside_an_image_tower_of_open_clip(tmp_path: Path) -> None:
+    open_folder(tmp_path, siglip, **SIGLIP)
+    image, text = TINY_MODEL["towers"], {"type": "hf", "name": str(tmp_path)}
+    tree = {"towers": {"type": "pair", "image": image, "text": text, "embed_dim": WIDTH}}
+    tree |= {"frozen": ["image_tower.tower"]}
+    model = dual_encoder.build(from_tree(ModelConfig, tree), seed=0)
+    whole = build(tmp_path)
+    tokens = model.tokenizer(TEXTS)
+    assert tokens.equal(whole.tokenizer(TEXTS))
+    with torch.no_grad():
+        assert model.eval().encode_text(tokens).equal(whole.eval().encode_text(tokens))  # as wide: no projection
+    assert model.image_mean != whole.image_mean
+    assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+    assert model.logit_bias is None
+    loss_of(model.train()(IMAGES, tokens)).backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learned == {name for name, _ in model.named_parameters() if not name.startswith("image_tower.tower.")}
+    assert "image_tower.projection.weight" in learned
+
+
 def loss_of(found: Embeddings) -> Tensor:
     """Something that every parameter takes part in."""
     bias = found.logit_bias if found.logit_bias is not None else 0.0
     return (found.image_features * found.text_features).sum(1).mean() * found.logit_scale + bias
-
-
-def similarities(found: Embeddings) -> Tensor:
-    assert found.logit_bias is not None
-    return (found.image_features * found.text_features).sum(1) * found.logit_scale + found.logit_bias
 
 
 def divided_gradients(rank: int, folder: Path, way: str) -> list[Tensor]:

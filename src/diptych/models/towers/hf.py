@@ -7,6 +7,7 @@ one off again, and puts back the padding and the mask that the model was trained
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class HfTowers(Towers, name="hf"):
             image_size=pixels.size,
             image_mean=pixels.mean,
             image_std=pixels.std,
-            logit_scale=_number(model, "logit_scale") if published else None,
+            logit_scale=_logit_scale(model) if published else None,
             logit_bias=_number(model, "logit_bias") if published else None,
             open_clip_config=None,
         )
@@ -243,6 +244,11 @@ def _origins(result: Tensor) -> set[Tensor]:
             found |= {node.variable} if hasattr(node, "variable") else set()
             ahead += [following for following, _ in node.next_functions]
     return found
+
+
+def _logit_scale(model: nn.Module) -> float | None:
+    temperature = _number(model, "temperature")  # ALIGN's; cosines are divided by it
+    return _number(model, "logit_scale") if temperature is None else -math.log(temperature)
 
 
 def _number(model: nn.Module, name: str) -> float | None:

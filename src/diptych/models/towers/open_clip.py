@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import open_clip
 import timm
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -48,8 +52,8 @@ class OpenClipTowers(Towers, name="open_clip"):
         """See Towers. Raises ConfigError for keys open_clip does not take, CheckpointError for unusable weights."""
         config = self.resolved()
         try:
-            model = CustomTextCLIP(**config)
-        except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+            model = CustomTextCLIP(**config).float()  # texts of transformers come in the precision of their files
+        except (TypeError, RuntimeError, ValueError, AssertionError, OSError) as error:
             raise ConfigError(f"open_clip cannot build this model ({_line(error)}) · model.towers") from error
         published = self._load_weights(model)
         if self.image_weights is not None:
@@ -64,7 +68,7 @@ class OpenClipTowers(Towers, name="open_clip"):
         return BuiltTowers(
             image_tower=model.visual,
             text_tower=model.text,
-            tokenizer=build_tokenizer(config["text_cfg"]),
+            tokenizer=_tokenizer(model.text, config["text_cfg"]),
             embed_dim=config["embed_dim"],
             image_size=size if isinstance(size, int) else size[0],
             image_mean=tuple(mean),
@@ -177,6 +181,34 @@ def _accept_trimmed_tokens(text_tower: nn.Module) -> None:
             text_tower.transformer.register_forward_pre_hook(cut_mask, with_kwargs=True)
 
 
+def _tokenizer(text_tower: nn.Module, text_cfg: dict[str, Any]) -> TextTokenizer:
+    """The tower's tokeniser; where it pads with another id than 0, the tower is made to take `_OneHigher`'s."""
+    tokenizer = build_tokenizer(text_cfg)
+    pad = text_tower.config.pad_token_id if isinstance(text_tower, HFTextEncoder) else 0
+    if not pad:
+        return tokenizer
+
+    def restore(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (torch.where(args[0] == 0, pad, args[0] - 1),)
+
+    text_tower.register_forward_pre_hook(restore)
+    return _OneHigher(tokenizer, pad)
+
+
+class _OneHigher:
+    """Ids that are one higher than a text tower of transformers knows them, padded with 0: RoBERTa's 0 begins a
+    caption, and its padding is 1."""
+
+    def __init__(self, tokenizer: TextTokenizer, pad: int) -> None:
+        self.context_length = tokenizer.context_length
+        self._theirs, self._pad = tokenizer, pad
+
+    def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B L"]:
+        """Ids [B, context_length]."""
+        tokens = self._theirs(texts)
+        return torch.where(tokens == self._pad, 0, tokens + 1)
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -187,7 +219,10 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
     keywords = text_cfg.get("tokenizer_kwargs") or {}
     source = text_cfg.get("hf_tokenizer_name") or text_cfg.get("hf_model_name")
     if source:
-        tokenizer = open_clip.HFTokenizer(source, context_length=length, **keywords)
+        try:
+            tokenizer = HFTokenizer(source, context_length=length, **keywords)
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(f"tokenizer {source!r} cannot be opened ({_line(error)}) · model.towers.text") from error
     else:
         tokenizer = open_clip.SimpleTokenizer(context_length=length, **keywords)
         if tokenizer.reduction_fn is None:

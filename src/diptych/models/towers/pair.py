@@ -19,8 +19,9 @@ class PairTowers(Towers, name="pair"):
     text: Towers
     """Whose text tower and tokenizer they are."""
     embed_dim: int | None = None
-    """Width D of the shared space; a tower of another width gets a new linear layer, `projection`, behind it. None:
-    that of both towers, which must be equal."""
+    """Width D of the shared space; a tower of another width gets a new linear layer behind it, `image_tower.projection`
+    or `text_tower.projection`; what it came with is `image_tower.tower`, `text_tower.tower`. None: that of both
+    towers, which must be equal."""
 
     def __post_init__(self) -> None:
         if self.embed_dim is not None and self.embed_dim < 1:
@@ -36,8 +37,8 @@ class PairTowers(Towers, name="pair"):
             )
         width = self.embed_dim if self.embed_dim is not None else image.embed_dim
         return BuiltTowers(
-            image_tower=_projected(image.image_tower, image.embed_dim, width),
-            text_tower=_projected(text.text_tower, text.embed_dim, width),
+            image_tower=ProjectedTower(image.image_tower, _projection(image.embed_dim, width)),
+            text_tower=ProjectedTower(text.text_tower, _projection(text.embed_dim, width)),
             tokenizer=text.tokenizer,
             embed_dim=width,
             image_size=image.image_size,
@@ -50,9 +51,9 @@ class PairTowers(Towers, name="pair"):
 
 
 class ProjectedTower(nn.Module):
-    """A tower and a linear layer behind it."""
+    """A tower and what brings its features to the width of the shared space."""
 
-    def __init__(self, tower: nn.Module, projection: nn.Linear) -> None:
+    def __init__(self, tower: nn.Module, projection: nn.Module) -> None:
         super().__init__()
         self.tower = tower
         self.projection = projection
@@ -69,6 +70,5 @@ class ProjectedTower(nn.Module):
         return self.projection(self.tower(inputs))
 
 
-def _projected(tower: nn.Module, width: int, wanted: int) -> nn.Module:
-    """The tower itself where its width is the one wanted."""
-    return tower if width == wanted else ProjectedTower(tower, nn.Linear(width, wanted, bias=False))
+def _projection(width: int, wanted: int) -> nn.Module:
+    return nn.Linear(width, wanted, bias=False) if width != wanted else nn.Identity()
