@@ -13,6 +13,12 @@ Every message is one line: *what is wrong (value) · where (file, key, shard, ra
 """
 
 
+def one_line(error: BaseException, most: int | None = 300) -> str:
+    """What another library says of an error, as a part of such a message: its first `most`
+    characters, or all."""
+    return " ".join(str(error).split())[:most]
+
+
 class DiptychError(Exception):
     """The common base: bad input, described in one line."""
 

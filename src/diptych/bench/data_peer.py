@@ -1,7 +1,7 @@
 """What one measured process does: open_clip's side, and what both sides share.
 
-This file needs the standard library and the peer's own packages, nothing of diptych: it is run by the Python of the
-peer's environment. `data_ours.py` measures with the same functions.
+This file needs the standard library, the peer's own packages and, of diptych, compat.py alone: it is run by the Python
+of the peer's environment. `data_ours.py` measures with the same functions.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -102,16 +103,11 @@ def captions_per_second(tokenize: Callable[[list[str]], Any], request: Request) 
 # --- the peer ------------------------------------------------------------------------------------------------------
 
 
-def _declare_what_torchvision_lacks() -> Any:
-    """Beside a CPU build of torch its compiled part cannot be loaded, and its import fails without these two."""
-    import torch
-
-    if torch.version.cuda is not None:
-        return None
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library  # the operators are withdrawn with it
+def _repair_torchvision() -> Any:
+    """Beside a CPU build of torch its import fails. To be kept: the repair ends with what is given back."""
+    compat = runpy.run_path(str(Path(__file__).parents[1] / "compat.py"))  # by path: diptych is not installed here
+    compat["install"]()
+    return compat
 
 
 def _loader(request: Request, workers: int) -> Any:
@@ -158,7 +154,7 @@ def _tokens(request: Request) -> Answer:
 
 
 if __name__ == "__main__":
-    _kept = _declare_what_torchvision_lacks()
+    _kept = _repair_torchvision()
     main(
         {
             "throughput": lambda request: images_per_second(_sizes(request, 0), request.batches),

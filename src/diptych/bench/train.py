@@ -20,7 +20,7 @@ from typing import Any
 from diptych.bench import train_peer
 from diptych.bench.data_pictures import pattern, write_photos
 from diptych.bench.train_peer import Request
-from diptych.bench.train_plan import PEER, SAVING, Plan
+from diptych.bench.train_plan import PEER, SAVING, TRACE, Plan
 from diptych.bench.train_rows import Report, Row, row, saving
 from diptych.bench.train_split import Split
 from diptych.config import apply_override, dump, from_tree
@@ -30,7 +30,6 @@ from diptych.train.recipe import Recipe
 _LEAST_SHARDS = 8
 _LEAST_SAMPLES = 2048
 _TIME_LIMIT_SECONDS = 3600
-_TRACE = "trace.json"
 
 Progress = Callable[[str], None]
 
@@ -174,7 +173,7 @@ def _in_process(request: Request, plan: Plan, *, keep: Path | None = None) -> di
     try:
         answer = _answer(request, plan)
         if keep is not None:
-            shutil.copyfile(folder / _TRACE, keep)
+            shutil.copyfile(folder / TRACE, keep)
     finally:
         shutil.rmtree(folder)
     return answer

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from diptych.bench import train_flops
 from diptych.bench.train_peer import Answer, Mark, Request, main, peak_bytes, run_steps, timed
-from diptych.bench.train_plan import SKIPPED_STEPS
+from diptych.bench.train_plan import SKIPPED_STEPS, TRACE
 from diptych.bench.train_split import split
 from diptych.config import load
 from diptych.data.batch import Batch
 from diptych.data.loader import build_loader
-from diptych.data.reader import Feed
-from diptych.distributed.runtime import resolve_precision
+from diptych.distributed.runtime import Ranks, resolve_precision
 from diptych.errors import DiptychError
 from diptych.log import read_metrics
 from diptych.losses.contrastive import contrastive_loss
@@ -31,7 +30,6 @@ from diptych.models.dual_encoder import DualEncoder
 from diptych.train import loop, stages
 from diptych.train.recipe import EvaluateConfig, LogConfig, Recipe
 
-_TRACE = "trace.json"
 _LOOKED_AT = 5
 _LR, _BETAS, _EPS, _DECAY = 1e-4, (0.9, 0.98), 1e-6, 0.2
 
@@ -95,7 +93,7 @@ def _split(request: Request) -> Answer:
     activities += [torch.profiler.ProfilerActivity.CUDA] if request.device == "cuda" else []
     with torch.profiler.profile(activities=activities) as profiler:
         loop.train(_recipe(request))
-    trace = Path(request.folder) / _TRACE
+    trace = Path(request.folder) / TRACE
     profiler.export_chrome_trace(str(trace))
     found = split(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"], skip=SKIPPED_STEPS)
     return {"split": vars(found)}
@@ -109,15 +107,7 @@ def _model_and_batch(request: Request) -> tuple[Recipe, DualEncoder, Batch]:
     recipe = _recipe(request)
     model = dual_encoder.build(recipe.model, seed=recipe.seed)
     stages.prepare(model, recipe.stages)
-    feed = Feed(
-        global_batch=recipe.global_batch,
-        rank=0,
-        world_size=1,
-        seed=recipe.seed,
-        image_size=model.image_size,
-        tokenizer=model.tokenizer,
-        stages=recipe.stages,
-    )
+    feed = loop.feed_of(recipe, model, Ranks(0, 1))
     with build_loader(recipe.data, feed).batches() as batches:
         first = sorted(islice(batches, _LOOKED_AT), key=lambda batch: batch.tokens.shape[1])
     return recipe, model.train(), first[len(first) // 2]

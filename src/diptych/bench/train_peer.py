@@ -1,13 +1,14 @@
 """What one measured process of training does: open_clip's side, and what both sides share.
 
-This file needs the standard library and the peer's own packages, nothing of diptych: it is run by the Python of the
-peer's environment. `train_ours.py` answers in the same form.
+This file needs the standard library, the peer's own packages and, of diptych, compat.py alone: it is run by the Python
+of the peer's environment. `train_ours.py` answers in the same form.
 """
 
 import json
 import logging
 import os
 import re
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -144,9 +145,8 @@ def _train(request: Request) -> Answer:
     """open_clip's own trainer on the shards."""
     import importlib
 
-    import torch
-
-    _kept = _declare_what_torchvision_lacks(torch)
+    importlib.import_module("torch")  # what an empty environment lacks first
+    _kept = _repair_torchvision()
     import open_clip  # only now
 
     trainer = importlib.import_module("open_clip_train.main")
@@ -158,14 +158,11 @@ def _train(request: Request) -> Answer:
     return timed(marks.marks, request)
 
 
-def _declare_what_torchvision_lacks(torch: Any) -> Any:
-    """Beside a CPU build of torch its compiled part cannot be loaded, and its import fails without these two."""
-    if torch.version.cuda is not None:
-        return None
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library  # the operators are withdrawn with it
+def _repair_torchvision() -> Any:
+    """Beside a CPU build of torch its import fails. To be kept: the repair ends with what is given back."""
+    compat = runpy.run_path(str(Path(__file__).parents[1] / "compat.py"))  # by path: diptych is not installed here
+    compat["install"]()
+    return compat
 
 
 if __name__ == "__main__":

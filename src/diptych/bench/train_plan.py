@@ -13,6 +13,8 @@ from diptych.errors import ConfigError
 
 OURS, SAVING, PEER = "ours", "ours-saving", "open_clip"
 IMPLEMENTATIONS = (OURS, SAVING, "bare", "open_clip-step", PEER)
+TRACE = "trace.json"
+"""What a profiled run leaves in its folder."""
 SKIPPED_STEPS = 3
 """Of a profiled run, at its beginning."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -18,19 +19,18 @@ class Update(NamedTuple):
     left_out: Bool[Tensor, ""]
 
 
+def clip(gradients: list[Tensor], norm: Float[Tensor, ""], max_norm: float | None) -> None:
+    """Scales gradients in place so that the norm of the whole, of which they are a part, is at most `max_norm`."""
+    if max_norm is not None:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+
+
 class Optimizer(Protocol):
-    """What the loop asks of an optimizer; torch's are such. Each group has `names`, of its parameters, and `rate`."""
+    """What a run keeps of an optimizer; torch's are such. Each group has `names`, of its parameters, and `rate`.
+    Updates are made by `diptych.optim.optimizers.update`."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """As torch's."""
-        ...
-
-    def step(self) -> Any:
-        """One update."""
-        ...
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's."""
         ...
 

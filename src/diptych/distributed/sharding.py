@@ -48,14 +48,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 def own(tensor: Tensor) -> Tensor:
     """This rank's slice, sharing its memory."""
-    return held(tensor)[0]
+    if zero.is_divided(tensor):
+        return tensor.ds_tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def held(tensor: Tensor) -> list[Tensor]:
     """All that this rank holds of a tensor, sharing its memory, its slice first: ZeRO keeps some of it twice."""
-    if zero.is_divided(tensor) or zero.is_shadowed(tensor):
-        return zero.own(tensor)
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor]
+    return [own(tensor), *(zero.copies(tensor) if zero.has(tensor) else ())]
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def fill(module: nn.Module, values: dict[str, Tensor]) -> None:
     if wrong:
         raise RuntimeError(f"names or shapes differ: {', '.join(wrong[:3])}")
     for name, tensor in state.items():
-        if zero.is_divided(tensor) or zero.is_shadowed(tensor):
+        if zero.has(tensor):
             zero.take(tensor, values[name])
         else:
             own(tensor).copy_(own(like(values[name], tensor)))

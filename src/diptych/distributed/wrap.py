@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DeepSpeedPlugin, DistributedType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,7 +34,7 @@ class Engine:
         """
         on_cpu = not torch.cuda.is_available()
         announced = int(os.environ.get("WORLD_SIZE", "1"))
-        self._zero = zero.settings() if announced > 1 and os.environ.get(_USES_ZERO, "").lower() == "true" else None
+        self._zero = _zero_settings() if announced > 1 and os.environ.get(_USES_ZERO, "").lower() == "true" else None
         # Accelerate keeps the precision of the first run in a process for ever; a second run may want another.
         AcceleratorState._reset_state()
         group = InitProcessGroupKwargs(backend="gloo" if on_cpu else None, timeout=_TIMEOUT)
@@ -119,6 +119,21 @@ class Engine:
     def close(self) -> None:
         """Leaves the process group."""
         self._accelerator.end_training()
+
+
+def _zero_settings() -> zero.ZeroSettings:
+    """Those that `accelerate launch` announces.
+
+    Raises:
+        DistributedError: DeepSpeed is not installed, or the stage is none of 1, 2, 3.
+    """
+    try:
+        with zero.quiet():
+            return zero.ZeroSettings(dict(DeepSpeedPlugin().deepspeed_config))
+    except ImportError as error:
+        raise DistributedError(
+            "DeepSpeed is not installed · accelerate configuration · pip install 'diptych[deepspeed]', or use FSDP2"
+        ) from error
 
 
 @contextmanager

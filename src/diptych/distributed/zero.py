@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diptych.distributed.optimizer import Judge, Optimizer, Update
+from diptych.distributed.optimizer import Judge, Optimizer, Update, clip
 from diptych.errors import ConfigError, DistributedError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -35,6 +35,10 @@ class ZeroSettings:
             value = self.config.get(key)
             if isinstance(value, dict) and (key in ("optimizer", "scheduler") or value.get("enabled") is True):
                 raise ConfigError(f"{key} is set in the run's YAML · DeepSpeed configuration · remove it there")
+        if self.stage not in (1, 2, 3):
+            raise DistributedError(
+                f"ZeRO stage {self.stage} divides nothing · DeepSpeed configuration · use 1, 2 or 3, or plain DDP"
+            )
 
     @property
     def stage(self) -> int:
@@ -47,30 +51,8 @@ class ZeroSettings:
         return cast(Literal["zero1", "zero2", "zero3"], f"zero{self.stage}")
 
 
-def settings() -> ZeroSettings:
-    """Those that `accelerate launch` announces.
-
-    Raises:
-        DistributedError: DeepSpeed is not installed, or the stage is none of 1, 2, 3.
-    """
-    try:
-        with _quiet():
-            from accelerate.utils import DeepSpeedPlugin
-
-            found = ZeroSettings(dict(DeepSpeedPlugin().deepspeed_config))
-    except ImportError as error:
-        raise DistributedError(
-            "DeepSpeed is not installed · accelerate configuration · pip install 'diptych[deepspeed]', or use FSDP2"
-        ) from error
-    if found.stage not in (1, 2, 3):
-        raise DistributedError(
-            f"ZeRO stage {found.stage} divides nothing · DeepSpeed configuration · use 1, 2 or 3, or plain DDP"
-        )
-    return found
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """DeepSpeed speaks on stdout, which is for results."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
@@ -98,11 +80,12 @@ def wrap(
         "torch_autocast": {"enabled": low_precision, "dtype": "bfloat16"},
     }
     named = [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
-    if foreign := [name for name, parameter in named if parameter not in set(model.parameters())]:
+    reached = set(model.parameters())
+    if foreign := [name for name, parameter in named if parameter not in reached]:
         raise ConfigError(
             f"ZeRO does not reach the objective's own parameters ({foreign[0]}) · objective · use DDP or FSDP2"
         )
-    with _quiet():
+    with quiet():
         import deepspeed
 
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
@@ -114,7 +97,7 @@ def divide(model: nn.Module, asked: ZeroSettings) -> None:
     if asked.stage != 3:
         return
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    with _quiet():
+    with quiet():
         import deepspeed
 
         deepspeed.initialize(model=model, config=_config(asked, local_batch=1), dist_init_required=False)
@@ -138,8 +121,6 @@ class ZeroOptimizer:
 
     def __init__(self, engine: Any, inner: torch.optim.AdamW, named: list[tuple[str, nn.Parameter]]) -> None:
         self._engine, self._inner, self._named = engine, inner, named
-        self._before: Callable[[], None] = lambda: None
-        inner.register_step_pre_hook(lambda *_: self._before())
         # From the start: DeepSpeed looks for the moments once, when torch has made those of the first group alone.
         for piece in _slices(engine.optimizer):
             moments = {key: torch.zeros_like(piece) for key in _MOMENTS}
@@ -156,31 +137,22 @@ class ZeroOptimizer:
         """Clips, and makes one update unless `judge` says that it is to be left out. Every rank must call."""
         found: list[Update] = []
 
-        def before() -> None:
+        def before(*_: object) -> None:
             # DeepSpeed updates slice after slice; the verdict is one, of the whole gradient.
             if not found:
                 norm = torch.as_tensor(self._engine.optimizer._global_grad_norm, device=self._engine.device).float()
                 found.append(Update(norm, judge(norm)))
             norm, left_out = found[0]
-            if max_norm is not None:
-                scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-                torch._foreach_mul_([p.grad for group in self._inner.param_groups for p in group["params"]], scale)
+            clip([p.grad for group in self._inner.param_groups for p in group["params"]], norm, max_norm)
             self._inner.found_inf = left_out.float()  # type: ignore[attr-defined]  # as GradScaler tells it
 
-        self._before = before
+        hook = self._inner.register_step_pre_hook(before)
         self._engine.step()
+        hook.remove()
         if not found:  # no number: DeepSpeed has left it out by itself
             norm = torch.tensor(math.inf, device=self._engine.device)
             found.append(Update(norm, judge(norm)))
         return found[0]
-
-    def step(self) -> None:
-        """One update, whatever the gradient is."""
-        self.update(None, lambda norm: torch.zeros_like(norm, dtype=torch.bool))
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's."""
-        self._engine.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """Whole tensors by number, on the processor. Every rank must call."""
@@ -197,7 +169,8 @@ class ZeroOptimizer:
         """The reverse of `state_dict`."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        for number, state in state_dict["state"].items():
+        states = state_dict["state"]
+        for number, state in states.items():
             parameter = self._named[number][1]
             for key in _MOMENTS:
                 value = state[key].to(self._engine.device).contiguous()
@@ -205,8 +178,10 @@ class ZeroOptimizer:
                     safe_set_local_optimizer_state(parameter, _slice_of(value, parameter), key)
                 else:
                     safe_set_full_optimizer_state(parameter, value, key)
+        if states:
+            step = next(iter(states.values()))["step"]
             for its in self._states:
-                its["step"].copy_(state["step"])
+                its["step"].copy_(step)
 
     @property
     def _states(self) -> list[dict[str, Tensor]]:
@@ -234,13 +209,13 @@ def shape(tensor: Tensor) -> torch.Size:
 
 
 def is_divided(tensor: Tensor) -> bool:
-    """Whether a parameter is DeepSpeed's, and this rank holds a slice of it."""
+    """Whether a parameter is DeepSpeed's, and this rank holds a slice of it (stage 3)."""
     return hasattr(tensor, "ds_id")
 
 
-def is_shadowed(tensor: Tensor) -> bool:
-    """Whether a parameter is DeepSpeed's, and whole on this rank beside the slice that is updated."""
-    return hasattr(tensor, "_hp_mapping")
+def has(tensor: Tensor) -> bool:
+    """Whether a parameter is DeepSpeed's, in whatever stage."""
+    return is_divided(tensor) or hasattr(tensor, "_hp_mapping")
 
 
 def whole(parameter: Tensor) -> Tensor:
@@ -251,16 +226,14 @@ def whole(parameter: Tensor) -> Tensor:
         return parameter.detach().clone()
 
 
-def own(parameter: Tensor) -> list[Tensor]:
-    """Everything that this rank holds of a parameter of DeepSpeed's, sharing its memory; the slice comes first."""
-    if is_divided(parameter):
-        from deepspeed.utils import safe_get_local_fp32_param
+def copies(parameter: Any) -> list[Tensor]:
+    """What this rank holds of a parameter of DeepSpeed's beside its slice (stage 3) or the whole; shares its memory."""
+    if not is_divided(parameter):
+        return [] if parameter._hp_mapping is None else [parameter._hp_mapping.hp_fragment]
+    from deepspeed.utils import safe_get_local_fp32_param
 
-        updated = safe_get_local_fp32_param(parameter) if hasattr(parameter, "_z3_optimizer") else None
-        kept = [parameter.detach()] if parameter.numel() else []  # small ones stay whole everywhere
-        return [parameter.ds_tensor, *([] if updated is None else [updated]), *kept]  # type: ignore[attr-defined]
-    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-    return [parameter.detach(), *([] if mapping is None else [mapping.hp_fragment])]
+    updated = [safe_get_local_fp32_param(parameter)] if hasattr(parameter, "_z3_optimizer") else []
+    return updated + ([parameter.detach()] if parameter.numel() else [])  # small ones stay whole everywhere
 
 
 def take(parameter: Tensor, value: Tensor) -> None:

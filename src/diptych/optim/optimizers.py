@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diptych.config import Config
 from diptych.distributed import sharding
-from diptych.distributed.optimizer import Judge, Optimizer, Update
+from diptych.distributed.optimizer import Judge, Optimizer, Update, clip
 from diptych.distributed.zero import ZeroOptimizer
 from diptych.optim.groups import ParameterGroup, split
 from diptych.optim.schedules import ScheduleConfig
@@ -104,7 +104,7 @@ def _size(optimizer: torch.optim.Optimizer) -> int:
     return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
-def build(config: OptimConfig, *modules: nn.Module) -> Optimizer:
+def build(config: OptimConfig, *modules: nn.Module) -> torch.optim.Optimizer | Together:
     """The optimizer of the trainable parameters of all modules.
 
     Raises:
@@ -162,19 +162,18 @@ def update(optimizer: Optimizer, modules: Sequence[nn.Module], max_norm: float |
     Every rank must call."""
     if isinstance(optimizer, ZeroOptimizer):
         return optimizer.update(max_norm, judge)
+    assert isinstance(optimizer, torch.optim.Optimizer | Together)
     every = [parameter.grad for module in modules for parameter in module.parameters()]
     gradients = [gradient for gradient in every if gradient is not None]
     norm = sharding.total_norm(gradients)
-    if max_norm is not None:
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_([sharding.own(gradient) for gradient in gradients], scale)
+    clip([sharding.own(gradient) for gradient in gradients], norm, max_norm)
     left_out = judge(norm)
     step_unless(optimizer, left_out)
     optimizer.zero_grad(set_to_none=True)
     return Update(norm, left_out)
 
 
-def step_unless(optimizer: Optimizer, left_out: Bool[Tensor, ""]) -> None:
+def step_unless(optimizer: torch.optim.Optimizer | Together, left_out: Bool[Tensor, ""]) -> None:
     """One update; where `left_out` is true nothing changes. AdamW's device finds that out by itself."""
     parts = optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
     for part in parts:

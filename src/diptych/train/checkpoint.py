@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diptych import runfolder
-from diptych.errors import CheckpointError
+from diptych.errors import CheckpointError, one_line
 
 log = logging.getLogger(__name__)
 _FORMAT = 1
@@ -100,7 +100,7 @@ def _samples_seen(checkpoint: Path) -> int:
 
 def _cannot_write(error: Exception, folder: Path) -> str:
     full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error).lower()
-    reason = "the disk is full" if full else " ".join(str(error).split())
+    reason = "the disk is full" if full else one_line(error, None)
     kept = _folders(folder)
     intact = f"{kept[0].name} is untouched" if kept else "none was there before"
     return f"checkpoint not written ({reason}) · {folder} · {intact}; free space and start the same command again"

@@ -19,7 +19,7 @@ from diptych.data.reader import Feed
 from diptych.distributed import sharding
 from diptych.distributed.collectives import barrier, gather_objects, mean_over, raise_together
 from diptych.distributed.groups import world_group
-from diptych.distributed.runtime import resolve_precision
+from diptych.distributed.runtime import Ranks, resolve_precision
 from diptych.distributed.wrap import Engine
 from diptych.errors import ConfigError, DiptychError, Interrupted, TrainingError
 from diptych.losses import objective
@@ -63,16 +63,7 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     run = _open_run(recipe, engine)
     model = dual_encoder.build(recipe.model, seed=recipe.seed)
     stages.prepare(model, recipe.stages)
-    feed = Feed(
-        global_batch=recipe.global_batch,
-        rank=engine.ranks.rank,
-        world_size=engine.ranks.world_size,
-        seed=recipe.seed,
-        image_size=model.image_size,
-        tokenizer=model.tokenizer,
-        stages=recipe.stages,
-    )
-    loader = build_loader(recipe.data, feed)
+    loader = build_loader(recipe.data, feed_of(recipe, model, engine.ranks))
     _check_shards_agree(loader)
     model.to(engine.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs know it for tensors only
@@ -89,6 +80,19 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     _run_steps(recipe, engine, run, state, loader, evaluator)
     engine.close()
     return run
+
+
+def feed_of(recipe: Recipe, model: DualEncoder, ranks: Ranks) -> Feed:
+    """What the run asks of its data on this rank."""
+    return Feed(
+        global_batch=recipe.global_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=recipe.seed,
+        image_size=model.image_size,
+        tokenizer=model.tokenizer,
+        stages=recipe.stages,
+    )
 
 
 def _open_run(recipe: Recipe, engine: Engine) -> RunFolder:

@@ -12,7 +12,7 @@ from diptych.distributed import sharding
 from diptych.distributed.collectives import gather_objects
 from diptych.distributed.optimizer import Optimizer
 from diptych.distributed.runtime import launched_ranks
-from diptych.errors import CheckpointError
+from diptych.errors import CheckpointError, one_line
 from diptych.losses.objective import Objective
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
@@ -89,12 +89,12 @@ class TrainState:
                 self.ema.num_updates = snapshot.state["ema_updates"]
             self._restore_optimizer(snapshot.tensors["optimizer"])
         except (RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise CheckpointError(f"checkpoint is of a different model ({reason}) · {source}") from error
         try:
             self.objective.take_state(snapshot.tensors.get("objective", {}))
         except (RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise CheckpointError(f"checkpoint is of a different objective ({reason}) · {source}") from error
         self.step = snapshot.state["step"]
         self.samples_seen = snapshot.state["samples_seen"]

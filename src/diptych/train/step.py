@@ -53,9 +53,8 @@ def run(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch) -> Step
         if state.ema is not None:
             state.ema.update(state.model)
     state.advance(batch, samples=recipe.global_batch)
-    return StepResult(
-        Terms(terms.total.detach(), terms.scalars), update.grad_norm, lr
-    )  # or the graph would outlive the step
+    # Detached, or the graph would outlive the step.
+    return StepResult(Terms(terms.total.detach(), terms.scalars), update.grad_norm, lr)
 
 
 _OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")

@@ -66,6 +66,11 @@ class BuiltTowers:
     None for towers that open_clip does not know."""
 
 
+def padded_with(tokens: Int[Tensor, "B L"], pad: int) -> Int[Tensor, "B L"]:
+    """The ids that a model knows, of ids that travel one higher because 0 is padding there and a word here."""
+    return torch.where(tokens != 0, tokens - 1, pad)
+
+
 class Towers(Choice):
     """Where the two towers come from."""
 

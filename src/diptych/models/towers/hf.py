@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from diptych.errors import CheckpointError, ConfigError
-from diptych.models.towers.family import BuiltTowers, CachedTokenizer, Towers
+from diptych.errors import CheckpointError, ConfigError, one_line
+from diptych.models.towers.family import BuiltTowers, CachedTokenizer, Towers, padded_with
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class HfTowers(Towers, name="hf"):
                     output_loading_info=True,
                 )
             except Exception as error:  # whatever a damaged or foreign file makes of the readers
-                raise CheckpointError(f"weights do not fit the model ({_line(error)}) · {self.name}") from error
+                raise CheckpointError(f"weights do not fit the model ({one_line(error)}) · {self.name}") from error
             if absent := sorted(report["missing_keys"]):
                 raise CheckpointError(f"{len(absent)} weights are absent, {absent[0]} the first · {self.name}")
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
@@ -141,9 +141,8 @@ class TextTower(nn.Module):
         """Projected features, not normalised, of ids that are one higher than the model's."""
         if self.padding.whole:
             tokens = F.pad(tokens, (0, self.context_length - tokens.shape[1]))
-        given = tokens != 0
-        ids = torch.where(given, tokens - 1, self.padding.id)
-        mask = given.long() if self.padding.masked else None
+        ids = padded_with(tokens, self.padding.id)
+        mask = (tokens != 0).long() if self.padding.masked else None
         return _pooled(self.model.get_text_features(input_ids=ids, attention_mask=mask))  # type: ignore[operator]
 
 
@@ -262,8 +261,4 @@ def _refusing(what: str) -> Iterator[None]:
     try:
         yield
     except (*_READ_ERRORS, TypeError, IndexError, AttributeError) as error:
-        raise ConfigError(f"{what} ({_line(error)}) · model.towers") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise ConfigError(f"{what} ({one_line(error)}) · model.towers") from error

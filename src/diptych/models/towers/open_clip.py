@@ -21,9 +21,9 @@ from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diptych.errors import CheckpointError, ConfigError
+from diptych.errors import CheckpointError, ConfigError, one_line
 from diptych.models.towers.bpe import BpeTokenizer
-from diptych.models.towers.family import BuiltTowers, CachedTokenizer, TextTokenizer, Towers
+from diptych.models.towers.family import BuiltTowers, CachedTokenizer, TextTokenizer, Towers, padded_with
 
 _CONFIG_FILE, _WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
@@ -54,7 +54,7 @@ class OpenClipTowers(Towers, name="open_clip"):
         try:
             model = CustomTextCLIP(**config).float()  # texts of transformers come in the precision of their files
         except (TypeError, RuntimeError, ValueError, AssertionError, OSError) as error:
-            raise ConfigError(f"open_clip cannot build this model ({_line(error)}) · model.towers") from error
+            raise ConfigError(f"open_clip cannot build this model ({one_line(error)}) · model.towers") from error
         published = self._load_weights(model)
         if self.image_weights is not None:
             _load_image_weights(model.visual, self.image_weights)
@@ -129,7 +129,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model file not readable ({_line(error)}) · model.towers.name · {path}") from error
+        raise ConfigError(f"model file not readable ({one_line(error)}) · model.towers.name · {path}") from error
 
 
 def _load_file(model: CustomTextCLIP, path: Path) -> None:
@@ -138,7 +138,7 @@ def _load_file(model: CustomTextCLIP, path: Path) -> None:
         state = convert_to_custom_text_state_dict(state.get("state_dict", state))
         model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     except Exception as error:  # whatever a damaged or foreign file makes of the readers
-        raise CheckpointError(f"weights do not fit the model ({_line(error)}) · {path}") from error
+        raise CheckpointError(f"weights do not fit the model ({one_line(error)}) · {path}") from error
 
 
 def _load_image_weights(image_tower: nn.Module, path: Path) -> None:
@@ -153,7 +153,7 @@ def _load_image_weights(image_tower: nn.Module, path: Path) -> None:
         new = {key: value for key, value in trunk.state_dict().items() if key.startswith(heads)}
         trunk.load_state_dict({key: value for key, value in state.items() if not key.startswith(heads)} | new)
     except Exception as error:  # whatever a damaged or foreign file makes of the readers
-        raise CheckpointError(f"image_weights do not fit the model ({_line(error)}) · {path}") from error
+        raise CheckpointError(f"image_weights do not fit the model ({one_line(error)}) · {path}") from error
 
 
 def _accept_trimmed_tokens(text_tower: nn.Module) -> None:
@@ -189,7 +189,7 @@ def _tokenizer(text_tower: nn.Module, text_cfg: dict[str, Any]) -> TextTokenizer
         return tokenizer
 
     def restore(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return (torch.where(args[0] == 0, pad, args[0] - 1),)
+        return (padded_with(args[0], pad),)
 
     text_tower.register_forward_pre_hook(restore)
     return _OneHigher(tokenizer, pad)
@@ -209,10 +209,6 @@ class _OneHigher:
         return torch.where(tokens == self._pad, 0, tokens + 1)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 def build_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
     """The tokeniser that an open_clip `text_cfg` asks for."""
     length = text_cfg.get("context_length", 77)
@@ -222,7 +218,9 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
         try:
             tokenizer = HFTokenizer(source, context_length=length, **keywords)
         except (OSError, ValueError, ImportError) as error:
-            raise ConfigError(f"tokenizer {source!r} cannot be opened ({_line(error)}) · model.towers.text") from error
+            raise ConfigError(
+                f"tokenizer {source!r} cannot be opened ({one_line(error)}) · model.towers.text"
+            ) from error
     else:
         tokenizer = open_clip.SimpleTokenizer(context_length=length, **keywords)
         if tokenizer.reduction_fn is None:

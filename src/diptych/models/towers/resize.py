@@ -22,7 +22,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, one_line
 
 Grid = tuple[int, int]
 """Rows and columns."""
@@ -62,9 +62,9 @@ def _try(tower: nn.Module, size: int) -> None:
     try:
         tower.eval()(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
     except (AssertionError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"the image tower takes no pictures of {size} x {size} pixels ({why}) · stages · choose another image_size"
+            f"the image tower takes no pictures of {size} x {size} pixels ({one_line(error, 200)}) · stages · "
+            "choose another image_size"
         ) from error
     finally:
         tower.train(was_training)
