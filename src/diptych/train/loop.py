@@ -17,7 +17,7 @@ from diptych.data.faults import FaultLog
 from diptych.data.loader import Loader, build_loader
 from diptych.data.reader import Feed
 from diptych.distributed import sharding
-from diptych.distributed.collectives import barrier, gather_objects, mean_over, raise_together
+from diptych.distributed.collectives import gather_objects, mean_over, raise_together
 from diptych.distributed.groups import world_group
 from diptych.distributed.runtime import Ranks, resolve_precision
 from diptych.distributed.wrap import Engine
@@ -56,7 +56,11 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     Raises:
         DiptychError: the data, the folder or a checkpoint cannot be used; the message says which and what to do.
     """
-    engine = Engine(resolve_precision(recipe.precision))
+    with Engine(resolve_precision(recipe.precision)) as engine:
+        return _train(recipe, engine, evaluator)
+
+
+def _train(recipe: Recipe, engine: Engine, evaluator: Evaluator | None) -> RunFolder:
     log.info("ranks=%d way=%s device=%s", engine.ranks.world_size, engine.way, engine.device)
     if engine.way not in ("single", "ddp") and recipe.optim.algorithm == "muon":
         raise ConfigError("Muon needs whole matrices, not slices · optim.algorithm · use adamw, or plain DDP")
@@ -78,7 +82,6 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     if restore_newest(run.checkpoints, state):
         log.info("resumed step=%d samples_seen=%d run=%s", state.step, state.samples_seen, run.root)
     _run_steps(recipe, engine, run, state, loader, evaluator)
-    engine.close()
     return run
 
 
@@ -269,12 +272,12 @@ class _Reporter:
             return
         model = self._state.ema.model if self._state.ema is not None else self._state.model
         undivided = self._undivided(model)
-        if undivided is not None:
-            was_training = undivided.training
-            figures = evaluator(undivided.eval())
-            undivided.train(was_training)
-            self._log.write(self._state.step, {f"eval/{name}": value for name, value in figures.items()})
-        barrier()
+        with self._engine.first_alone():
+            if undivided is not None:
+                was_training = undivided.training
+                figures = evaluator(undivided.eval())
+                undivided.train(was_training)
+                self._log.write(self._state.step, {f"eval/{name}": value for name, value in figures.items()})
 
     def _undivided(self, model: DualEncoder) -> DualEncoder | None:
         """What one rank can measure alone: the model, or where it is divided a copy; None on the other ranks."""
