@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import diptych.testing as make
+from diptych.data.images import evaluation_view
+from diptych_eval.pictures import ShardPictures
+from diptych_eval.reading import Batch, batches
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -38,6 +41,18 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 def shards(tmp_path: Path) -> Path:
     """Six shards, 40 samples, one shard empty."""
     return make.write_shards(tmp_path / "shards", [10, 7, 0, 13, 4, 6])
+
+
+@pytest.fixture
+def usable() -> Callable[[Path], Batch]:
+    """What an evaluation finds in a folder of shards."""
+
+    def read(folder: Path) -> Batch:
+        pictures = ShardPictures(str(folder))
+        (batch,) = batches(pictures, lambda picture, _: evaluation_view(picture, 16), [range(len(pictures))], threads=1)
+        return batch
+
+    return read
 
 
 @pytest.fixture(autouse=True)

@@ -6,43 +6,109 @@ never matters. Recall@k (and top-k accuracy, where the candidates are classes) i
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_BLOCK = 1024
+_ROWS, _COLUMNS = 1024, 8192
 
 
-def ranks(
-    anchors: Float[Tensor, "N D"], candidates: Float[Tensor, "M D"], right: Sequence[Sequence[int]]
-) -> Int[Tensor, " N"]:
+Right = Sequence[Sequence[int]]
+"""For each anchor, the positions of its right candidates: one or more, without repeats."""
+
+
+@dataclass(frozen=True)
+class _RightPairs:
+    """Right (anchor, candidate) pairs by the block of scores in which they lie."""
+
+    rows: Int[Tensor, " P"]
+    columns: Int[Tensor, " P"]
+    starts: dict[tuple[int, int], tuple[int, int]]
+    """(block of anchors, block of candidates) → where its pairs stand."""
+
+    @classmethod
+    def of(cls, right: Right) -> "_RightPairs":
+        rows = np.repeat(np.arange(len(right)), [len(positions) for positions in right])
+        columns = np.fromiter((column for positions in right for column in positions), np.int64, len(rows))
+        blocks = np.stack([rows // _ROWS, columns // _COLUMNS])
+        order = np.lexsort((blocks[1], blocks[0]))
+        rows, columns, blocks = rows[order], columns[order], blocks[:, order]
+        edges = np.flatnonzero(np.any(np.diff(blocks, axis=1) != 0, axis=0)) + 1
+        ends = np.append(edges, len(rows))
+        starts = {
+            (int(blocks[0, first]), int(blocks[1, first])): (int(first), int(last))
+            for first, last in zip(np.insert(edges, 0, 0), ends, strict=True)
+            if last > first
+        }
+        return cls(torch.from_numpy(rows), torch.from_numpy(columns), starts)
+
+    def within(self, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Rows and columns of a block's pairs, counted from its corner."""
+        first, last = self.starts.get(block, (0, 0))
+        return self.rows[first:last] - block[0] * _ROWS, self.columns[first:last] - block[1] * _COLUMNS
+
+
+def ranks(anchors: Float[Tensor, "N D"], candidates: Float[Tensor, "M D"], right: Right) -> Int[Tensor, " N"]:
     """Rank of each anchor's best right candidate.
-
-    Args:
-        right: for each anchor, the positions of its right candidates (one or more, without repeats).
 
     Raises:
         ValueError: an anchor has no right candidate, or the numbers do not match.
     """
+    return _ranks(anchors, candidates, right, both=False)[0]
+
+
+def ranks_both_ways(
+    images: Float[Tensor, "N D"], texts: Float[Tensor, "M D"], right: Right
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " M"]]:
+    """Rank of each image's best right text, and of each text's best right image, from one pass over all pairs.
+
+    Raises:
+        ValueError: an image or a text has nothing right, or the numbers do not match.
+    """
+    of_images, of_texts = _ranks(images, texts, right, both=True)
+    return of_images, of_texts
+
+
+def _ranks(
+    anchors: Tensor, candidates: Tensor, right: Right, *, both: bool
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " M"]]:
+    """Scores are made twice in blocks of the same shape, first those with right pairs in them: a score compared with
+    itself is then equal to the last bit, which a product computed otherwise is not."""
     if len(right) != len(anchors):
         raise ValueError(f"{len(anchors)} anchors but right candidates for {len(right)}")
     if any(not positions for positions in right):
         raise ValueError("every anchor needs at least one right candidate")
-    found = []
-    for start in range(0, len(anchors), _BLOCK):
-        scores = anchors[start : start + _BLOCK] @ candidates.T
-        block = right[start : start + _BLOCK]
-        rows = torch.tensor([row for row, positions in enumerate(block) for _ in positions])
-        columns = torch.tensor([column for positions in block for column in positions])
-        right_scores = torch.full_like(scores, -torch.inf)
-        right_scores[rows, columns] = scores[rows, columns]
-        best = right_scores.max(1, keepdim=True).values
-        at_least = ~(scores < best)  # so written, NaN counts against the model too
-        at_least[rows, columns] = False
-        found.append(1 + at_least.sum(1))
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
+    pairs = _RightPairs.of(right)
+    if both and len(pairs.columns.unique()) < len(candidates):
+        raise ValueError("every candidate must be right for at least one anchor")
+    best = [torch.full((len(side),), -torch.inf, dtype=anchors.dtype) for side in (anchors, candidates)]
+    for block in pairs.starts:
+        scores, places = _block(anchors, candidates, block), pairs.within(block)
+        found = scores[places]
+        for side, (size, place) in enumerate(zip((_ROWS, _COLUMNS), places, strict=True)):
+            with np.errstate(invalid="ignore"):  # NaN stays NaN
+                np.maximum.at(best[side].numpy(), (place + block[side] * size).numpy(), found.numpy())
+    counts = [torch.ones(len(side), dtype=torch.long) for side in (anchors, candidates)]
+    for row in range(-(-len(anchors) // _ROWS)):
+        for column in range(-(-len(candidates) // _COLUMNS)):
+            scores, places = _block(anchors, candidates, (row, column)), pairs.within((row, column))
+            for side, at in enumerate((slice(row * _ROWS, (row + 1) * _ROWS), _columns(column))[: 1 + both]):
+                # So written, NaN counts against the model too.
+                at_least = ~(scores < (best[0][at, None] if side == 0 else best[1][None, at]))
+                at_least[places] = False
+                counts[side][at] += at_least.sum(1 - side)
+    return counts[0], counts[1]
+
+
+def _columns(block: int) -> slice:
+    return slice(block * _COLUMNS, (block + 1) * _COLUMNS)
+
+
+def _block(anchors: Tensor, candidates: Tensor, block: tuple[int, int]) -> Float[Tensor, "rows columns"]:
+    return anchors[block[0] * _ROWS : (block[0] + 1) * _ROWS] @ candidates[_columns(block[1])].T
 
 
 def recall_at(ranks: Int[Tensor, " N"], k: int) -> float:
@@ -61,6 +127,48 @@ def mean_per_class(correct: Float[Tensor, " N"], labels: Int[Tensor, " N"]) -> f
     sums = torch.zeros(len(classes), dtype=torch.float64).index_add_(0, positions, correct.double())
     counts = torch.bincount(positions, minlength=len(classes))
     return float((sums / counts).mean())
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against truth, in bins of equal width."""
+
+    counts: tuple[int, ...]
+    confidence: tuple[float, ...]
+    """Mean of each bin; 0 where it is empty."""
+    accuracy: tuple[float, ...]
+
+    @property
+    def error(self) -> float:
+        """ECE (arXiv:1706.04599, equation 3): mean |accuracy − confidence| over items."""
+        total = max(1, sum(self.counts))
+        gaps = zip(self.counts, self.confidence, self.accuracy, strict=True)
+        return sum(count * abs(accuracy - confidence) for count, confidence, accuracy in gaps) / total
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Plain values, for the reliability diagram."""
+        return {"counts": list(self.counts), "confidence": list(self.confidence), "accuracy": list(self.accuracy)}
+
+
+def calibration(confidence: Float[Tensor, " N"], correct: Float[Tensor, " N"], *, bins: int = 15) -> Calibration:
+    """How often those are right that are this sure; bin b holds confidences in (b/bins, (b+1)/bins]."""
+    place = ((confidence.double() * bins).ceil().long() - 1).clamp(0, bins - 1)
+    counts = torch.bincount(place, minlength=bins)
+    sums = torch.zeros(2, bins, dtype=torch.float64)
+    sums[0].index_add_(0, place, confidence.double())
+    sums[1].index_add_(0, place, correct.double())
+    means = sums / counts.clamp(min=1)
+    return Calibration(tuple(counts.tolist()), tuple(means[0].tolist()), tuple(means[1].tolist()))
+
+
+def average_precision(scores: Float[Tensor, "N C"], truth: Bool[Tensor, "N C"]) -> Float[Tensor, " C"]:
+    """Area under each class's precision over recall: the mean of the precision at each of its items. Among equal scores
+    wrong items come first. NaN for a class without items."""
+    wrong_first = torch.argsort(truth.to(torch.uint8), dim=0, stable=True)
+    order = wrong_first.gather(0, torch.argsort(scores.gather(0, wrong_first), dim=0, descending=True, stable=True))
+    ranked = truth.gather(0, order).double()
+    precision = ranked.cumsum(0) / torch.arange(1, len(ranked) + 1, dtype=torch.float64)[:, None]
+    return (precision * ranked).sum(0) / ranked.sum(0)
 
 
 def bootstrap_interval(

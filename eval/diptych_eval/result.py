@@ -1,7 +1,9 @@
 """What a task found, and the file that keeps it.
 
-results.json: {"schema": 1, "results": [{
-    "task": "zeroshot", "dataset": "openmoji/unseen", "fingerprint": "…",  model and task, so that a repeat is noticed
+results.json: {"schema": 2, "results": [{
+    "task": "zeroshot", "dataset": "openmoji/unseen",
+    "model": "…",           checksum of weights, architecture and precision
+    "fingerprint": "…",     of the model, the task's settings and its data: a repeat is noticed by it
     "metrics": {"top1": 0.31, …}, "intervals": {"top1": [0.25, 0.38]}, "num_items": 190,
     "protocol": {…the task's settings…}, "versions": {"diptych": "0.1.0", "torch": "2.13.0"}}]}
 """
@@ -14,7 +16,7 @@ from typing import Any
 from diptych.errors import DataError
 from diptych.runfolder import write_text
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Result:
     """95% bootstrap intervals of some of the metrics."""
     protocol: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    model: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from PIL import Image
 
 from diptych.config import from_tree
 from diptych.data import index
-from diptych.data.evaluation import read_split
 from diptych.errors import ConfigError, DataError
 from diptych_data.index import write_indexes
 from diptych_data.pack import PackOptions, PackSummary, pack
+from diptych_eval.reading import Batch
 
 
 def picture(path: Path, colour: tuple[int, int, int] = (10, 20, 30)) -> None:
@@ -40,31 +41,31 @@ def table(path: Path, rows: list[dict[str, str]], header: list[str] | None = Non
     return path
 
 
-def test_a_folder_with_captions_beside(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_captions_beside(folder: Path, tmp_path: Path, usable: Callable[[Path], Batch]) -> None:
     summary = run(folder, tmp_path / "out", samples_per_shard=2)
     assert summary == PackSummary(rows=5, samples=5, shards=3, skipped=0, out=str(tmp_path / "out"))
-    samples = list(read_split(str(tmp_path / "out"), 7))
-    assert [sample.captions["txt"] for sample in samples] == [(f"picture {i}", "second caption") for i in range(5)]
-    assert [int(sample.image[0, 3, 3]) for sample in samples] == [0, 1, 2, 3, 4]
+    found = usable(tmp_path / "out")
+    assert [sample.captions["txt"] for sample in found.items] == [(f"picture {i}", "second caption") for i in range(5)]
+    assert found.images[:, 0, 3, 3].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_folder_with_one_captions_file(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_one_captions_file(folder: Path, tmp_path: Path, usable: Callable[[Path], Batch]) -> None:
     lines = tmp_path / "captions.txt"
     lines.write_text("".join(f"line {i}\n" for i in range(5)))
     run(folder, tmp_path / "out", captions_file=str(lines))
-    assert [sample.captions["txt"] for sample in read_split(str(tmp_path / "out"), 7)][4] == ("line 4",)
+    assert [sample.captions["txt"] for sample in usable(tmp_path / "out").items][4] == ("line 4",)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_a_table_with_several_captions_and_labels(tmp_path: Path, suffix: str) -> None:
+def test_a_table_with_several_captions_and_labels(tmp_path: Path, suffix: str, usable: Callable[[Path], Batch]) -> None:
     picture(tmp_path / "a" / "x.png")
     rows = [{"image": "a/x.png", "name": "a hand, waving", "words": "bye | hello", "class": "3", "artist": "me"}]
     source = table(tmp_path / f"t{suffix}", rows)
     run(source, tmp_path / "out", captions=["name", "words"], separator=" | ", label="class")
-    (sample,) = read_split(str(tmp_path / "out"), 7)
+    (sample,) = usable(tmp_path / "out").items
     assert sample.captions["name"] == ("a hand, waving",)
     assert sample.captions["words"] == ("bye", "hello")
-    assert sample.label == 3
+    assert sample.labels == (3,)
     assert sample.meta == {"artist": "me", "file": "x.png"}
 
 

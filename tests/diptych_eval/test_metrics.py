@@ -33,8 +33,45 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = torch.randn(50, 4, generator=generator), torch.randn(30, 4, generator=generator)
     right = [[i % 30, (7 * i) % 30] if i % 30 != (7 * i) % 30 else [i % 30] for i in range(50)]
     whole = metrics.ranks(a, b, right)
-    monkeypatch.setattr(metrics, "_BLOCK", 7)
+    monkeypatch.setattr(metrics, "_ROWS", 7)
+    monkeypatch.setattr(metrics, "_COLUMNS", 4)
     assert metrics.ranks(a, b, right).equal(whole)
+
+
+@given(st.integers(2, 12), st.integers(1, 9), st.data())
+@settings(max_examples=60, deadline=None)
+def test_both_ways_are_each_way(images: int, texts: int, data: st.DataObject) -> None:
+    grid = st.lists(st.integers(-2, 2), min_size=3, max_size=3)
+    a = torch.tensor(data.draw(st.lists(grid, min_size=images, max_size=images))).float()
+    b = torch.tensor(data.draw(st.lists(grid, min_size=texts, max_size=texts))).float()
+    right = [sorted({i % texts, *data.draw(st.sets(st.integers(0, texts - 1), max_size=2))}) for i in range(images)]
+    owners = [[i for i in range(images) if text in right[i]] for text in range(texts)]
+    if not all(owners):
+        with pytest.raises(ValueError, match="every candidate"):
+            metrics.ranks_both_ways(a, b, right)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_ROWS", 5)
+        patch.setattr(metrics, "_COLUMNS", 3)
+        of_images, of_texts = metrics.ranks_both_ways(a, b, right)
+    assert of_images.tolist() == brute_force((a @ b.T).numpy(), right)
+    assert of_texts.tolist() == brute_force((b @ a.T).numpy(), owners)
+
+
+def test_average_precision_by_hand() -> None:
+    scores = torch.tensor([[0.9, 0.5], [0.8, 0.5], [0.1, 0.5]])
+    truth = torch.tensor([[True, True], [False, False], [True, False]])
+    first, tied = metrics.average_precision(scores, truth).tolist()
+    assert first == pytest.approx((1 + 2 / 3) / 2)
+    assert tied == pytest.approx(1 / 3)  # all scores are equal: the right one comes last
+    assert metrics.average_precision(scores, torch.zeros(3, 2, dtype=torch.bool)).isnan().all()
+
+
+def test_calibration_by_hand() -> None:
+    found = metrics.calibration(torch.tensor([0.95, 0.85, 0.15, 1.0]), torch.tensor([1.0, 0.0, 0.0, 1.0]), bins=2)
+    assert found.counts == (1, 3)
+    assert found.accuracy == pytest.approx((0, 2 / 3))
+    assert found.error == pytest.approx((0.15 + 3 * abs(2 / 3 - 2.8 / 3)) / 4)
 
 
 def test_a_model_that_says_nothing_gets_nothing() -> None:

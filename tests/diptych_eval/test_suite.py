@@ -52,7 +52,13 @@ def benchmark(root: Path, count: int = 12, *, labels: bool = True) -> Path:
 def config(root: Path) -> EvalConfig:
     tasks = [
         {"type": "zeroshot", "dataset": "colours", "root": str(root)},
-        {"type": "retrieval", "dataset": "colours", "path": str(root / "test"), "forms": [["name"], ["txt", "name"]]},
+        {
+            "type": "retrieval",
+            "dataset": "colours",
+            "path": str(root / "test"),
+            "forms": [["name"], ["txt", "name"]],
+            "equal_texts": "one",
+        },
     ]
     return from_tree(EvalConfig, {"tasks": tasks})
 
@@ -60,7 +66,8 @@ def config(root: Path) -> EvalConfig:
 def test_a_perfect_encoder_is_perfect_and_each_set_is_embedded_once(tmp_path: Path) -> None:
     encoder = ColourEncoder()
     zeroshot, retrieval = evaluate(encoder, config(benchmark(tmp_path)))
-    assert zeroshot.metrics == {"top1": 1.0, "top5": 1.0, "mean_per_class": 1.0}
+    assert zeroshot.metrics.keys() == {"top1", "top5", "mean_per_class", "calibration_error"}
+    assert [zeroshot.metrics[name] for name in ("top1", "top5", "mean_per_class")] == [1.0, 1.0, 1.0]
     assert zeroshot.intervals["top1"] == (1.0, 1.0)
     assert retrieval.metrics["image_to_text/recall@1"] == 1.0
     assert retrieval.metrics["text_to_image/recall@1"] == 1.0
@@ -71,7 +78,7 @@ def test_a_perfect_encoder_is_perfect_and_each_set_is_embedded_once(tmp_path: Pa
 def test_one_caption_of_several_pictures_is_right_for_each(tmp_path: Path) -> None:
     samples = [tiny_sample("k0", caption="k0"), tiny_sample("k1", caption="k0"), tiny_sample("k2", caption="k2")]
     make.write_shard(tmp_path / "0.tar", samples)
-    task = {"type": "retrieval", "dataset": "shared", "path": str(tmp_path), "forms": [["name"]]}
+    task = {"type": "retrieval", "dataset": "shared", "path": str(tmp_path), "forms": [["name"]], "equal_texts": "one"}
     (found,) = evaluate(ColourEncoder(), from_tree(EvalConfig, {"tasks": [task]}))
     assert found.protocol["num_candidates"] == 2
     assert found.metrics["text_to_image/recall@1"] == 1.0
@@ -97,7 +104,7 @@ def test_a_set_that_cannot_be_used_keeps_what_was_finished(tmp_path: Path) -> No
         {"type": "zeroshot", "dataset": "good", "root": str(root)},
         {"type": "zeroshot", "dataset": "bad", "root": str(bad)},
     ]
-    with pytest.raises(DataError, match="label None of sample 'k0'"):
+    with pytest.raises(DataError, match="no label of sample 'k0'"):
         evaluate(ColourEncoder(), from_tree(EvalConfig, {"tasks": tasks}), out=out)
     assert [found.dataset for found in result.read(out / "results.json")] == ["good"]
 

@@ -12,13 +12,13 @@ from diptych import __version__
 from diptych.errors import DataError
 from diptych.log import read_metrics
 from diptych.runfolder import RunFolder, write_text
-from diptych_eval import artifacts, result
-from diptych_eval.artifacts import Artifacts
-from diptych_eval.report import gallery
-from diptych_eval.report.plots import Series, curve
+from diptych_eval import exhibits, result
+from diptych_eval.exhibits import Exhibit
+from diptych_eval.gallery import Confusion, Query
+from diptych_eval.report.plots import Series, curve, embedding_map
 from diptych_eval.result import Result
 
-_QUERIES, _TEXT_QUERIES, _CONFUSIONS = 12, 6, 12
+_CONFUSIONS = 12
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class GallerySet:
     """The gallery of one set."""
 
     dataset: str
-    queries: list[gallery.Query]
+    queries: tuple[Query, ...]
 
 
 def write_report(run_folder: Path, out: Path) -> Path:
@@ -48,9 +48,7 @@ def write_report(run_folder: Path, out: Path) -> Path:
         raise DataError(f"not a run (no config.yaml) · {run_folder} · check the path")
     rows = read_metrics(run.metrics) if run.metrics.is_file() else []
     results = result.read(run.evaluation / "results.json")
-    place = {(item.task, item.dataset): i for i, item in enumerate(results)}
-    found = [item for item in artifacts.read_all(run.evaluation / "artifacts") if (item.task, item.dataset) in place]
-    found.sort(key=lambda item: place[item.task, item.dataset])
+    found = [(item, shown) for item in results if (shown := exhibits.read(run.evaluation / "exhibits", item))]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(
         resources.files("diptych_eval.report").joinpath("report.html.j2").read_text(encoding="utf-8")
@@ -59,32 +57,34 @@ def write_report(run_folder: Path, out: Path) -> Path:
     return out
 
 
-def _context(run: RunFolder, rows: list[Any], results: list[Result], found: list[Artifacts]) -> dict[str, Any]:
-    zeroshot = [item for item in found if item.task == "zeroshot"]
-    retrieval = [item for item in found if item.task == "retrieval"]
+def _context(
+    run: RunFolder, rows: list[Any], results: list[Result], found: list[tuple[Result, Exhibit]]
+) -> dict[str, Any]:
+    zeroshot = [(item.dataset, shown) for item, shown in found if item.task == "zeroshot"]
     return {
         "name": run.root.name,
         "tiles": _tiles(rows, results),
         "curves": [Markup(svg) for svg in _curves(rows)],
-        "zeroshot": [item for item in results if item.task == "zeroshot"],
+        "zeroshot": [item for item in results if item.task == "zeroshot" and "top1" in item.metrics],
         "retrieval": [item for item in results if item.task == "retrieval"],
-        "galleries": [GallerySet(item.dataset, gallery.image_queries(item, _QUERIES)) for item in zeroshot],
-        "text_galleries": [GallerySet(item.dataset, gallery.text_queries(item, _TEXT_QUERIES)) for item in retrieval],
-        "confusions": gallery.worst_confusions(_same_classes(zeroshot), _CONFUSIONS),
-        "maps": [Markup(gallery.embedding_map(item)) for item in zeroshot[:2]],
+        "galleries": [GallerySet(item.dataset, shown.image_queries) for item, shown in found if shown.image_queries],
+        "text_galleries": [GallerySet(item.dataset, shown.text_queries) for item, shown in found if shown.text_queries],
+        "confusions": _worst([shown for _, shown in zeroshot]),
+        "maps": [Markup(embedding_map(dataset, shown.points)) for dataset, shown in zeroshot[:2]],
         "config": run.config.read_text(encoding="utf-8"),
         "version": __version__,
         "versions": results[0].versions if results else {},
     }
 
 
-def _same_classes(found: list[Artifacts]) -> list[Artifacts]:
-    """The sets that choose among the same classes as the first: confusions of others are not comparable."""
-    return [item for item in found if item.texts == found[0].texts]
+def _worst(found: list[Exhibit]) -> list[Confusion]:
+    """Of all sets: the most frequent ones first."""
+    every = [confusion for shown in found for confusion in shown.confusions]
+    return sorted(every, key=lambda one: (-one.count, -one.similarity))[:_CONFUSIONS]
 
 
 def _tiles(rows: list[Any], results: list[Result]) -> list[Tile]:
-    zeroshot = [item for item in results if item.task == "zeroshot"]
+    zeroshot = [item for item in results if item.task == "zeroshot" and "top1" in item.metrics]
     tiles = [Tile(f"{item.metrics['top1']:.1%}", f"top-1, {item.dataset}") for item in zeroshot[:4]]
     if samples := [row["train/samples_seen"] for row in rows if row.get("train/samples_seen")]:
         tiles.append(Tile(f"{samples[-1]:,.0f}", "samples seen"))

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from diptych import figures
+from diptych_eval.gallery import Point
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#ec4899", "#84cc16", "#64748b")
 
@@ -36,6 +37,17 @@ def curve(title: str, series: Sequence[Series], *, x_label: str, from_zero: bool
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=9)
         return figures.svg(figure, title)
+
+
+def embedding_map(dataset: str, points: Sequence[Point]) -> str:
+    """Pictures and their texts in one plane, coloured by group."""
+    kinds = []
+    for number, group in enumerate(sorted({point.group for point in points})):
+        colour = COLOURS[number % len(COLOURS)]
+        some = [point for point in points if point.group == group]
+        kinds.append(Points(group or "pictures", np.array([point.image for point in some]), colour, "o"))
+        kinds.append(Points("", np.array([point.text for point in some]), colour, "x"))
+    return scatter_map(f"{dataset}: pictures (dots) and their texts (crosses)", kinds)
 
 
 def scatter_map(title: str, points: Sequence["Points"]) -> str:

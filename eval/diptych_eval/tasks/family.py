@@ -1,48 +1,64 @@
 """The family of evaluation tasks. A member is one file here: a frozen dataclass of its YAML keys and its protocol.
 
-@dataclass(frozen=True)
-class MyTask(Task, name="my_task"):
-    def run(self, encoder, split) -> Outcome: ...
+    @dataclass(frozen=True)
+    class MyTask(Task, name="my_task"):
+        root: str
+
+        def files(self) -> tuple[str, ...]: return (self.root,)
+        def run(self, embedder: Embedder) -> Outcome: ...
+
+Tasks of other packages: an entry point in the group `diptych.tasks` that names the module
+(`[project.entry-points."diptych.tasks"]` in its pyproject.toml).
 """
 
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.config import Choice
-from diptych_eval.embed import EmbeddedSplit
-from diptych_eval.encoder import Encoder
+from diptych_eval.embedder import EmbeddedSet, Embedder
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the model thought of one anchor."""
+class Items:
+    """A table with a row for each thing that was asked: pictures, or texts, or examples of a test."""
 
-    anchor: int
-    """Position of a picture (or text) in the set."""
-    ranked: tuple[tuple[int, float], ...]
-    """The best candidates with their scores, best first."""
-    rank: int
-    """Rank of the best right candidate."""
+    kind: str
+    """What the rows are, such as `pictures`."""
+    keys: tuple[str, ...]
+    """Names that stay the same from model to model."""
+    columns: dict[str, Float[Tensor, " N"]]
+    """Values of each row. Where a metric has the same name it is their mean: it gets an interval, and models can be
+    compared row by row."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pictures and texts that were ranked against each other, for the report."""
+
+    pictures: EmbeddedSet
+    texts: tuple[str, ...]
+    """Class names, or captions."""
+    text_features: Float[Tensor, "M D"]
+    right: tuple[tuple[int, ...], ...]
+    """For each picture, its right texts."""
+    image_ranks: Int[Tensor, " N"]
+    """Of the best right text of each picture."""
+    text_ranks: Int[Tensor, " M"] | None = None
+    """Of the best right picture of each text; none where texts ask nothing."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The figures of a task and what the report draws from."""
+    """What a task found."""
 
     metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
     num_items: int
-    texts: tuple[str, ...]
-    """The text candidates: class names, or captions."""
-    text_features: Float[Tensor, "M D"]
-    image_predictions: tuple[Prediction, ...]
-    """Pictures as anchors, texts as candidates."""
-    text_predictions: tuple[Prediction, ...] = ()
-    """Texts as anchors, pictures as candidates."""
-    right: tuple[tuple[int, ...], ...] = field(default=())
-    """For each picture, its right texts."""
+    items: tuple[Items, ...] = ()
+    matches: Matches | None = None
+    notes: dict[str, object] = field(default_factory=dict)
+    """What belongs to the protocol and is known only now, such as the number of candidates or a chosen setting."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +68,14 @@ class Task(Choice):
     dataset: str
     """Name under which the result is kept, such as `openmoji/unseen`."""
 
-    def shards(self) -> str:
-        """The pictures that are embedded."""
+    def files(self) -> tuple[str, ...]:
+        """Files, folders and patterns that are read: a finished task is run again when they change."""
         raise NotImplementedError
 
-    def run(self, encoder: Encoder, split: EmbeddedSplit) -> Outcome:
-        """Measures an embedded set."""
+    def run(self, embedder: Embedder) -> Outcome:
+        """Measures a model. Every rank runs it, and finds the same.
+
+        Raises:
+            DataError: the set cannot be used; the message says what is wrong, where, and what to do.
+        """
         raise NotImplementedError

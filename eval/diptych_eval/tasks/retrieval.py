@@ -1,87 +1,105 @@
-"""Image-text retrieval: recall@1/5/10 both ways.
+"""Image-text retrieval: recall@1/5/10 both ways, their mean, and median ranks.
 
-A picture may have several captions, and one caption text may belong to several pictures: a picture finds what it should
-with any of its captions, a text with any picture that carries it. Equal texts are one candidate.
+A picture may have several captions: it finds what it should with any of them, a text with the picture it belongs to.
+Every caption is a candidate of its own, as in the published protocols, also where two are equal; with
+`equal_texts: one` they are one candidate that is right for all their pictures. Ties count against the model
+(`diptych_eval.metrics`).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
+from diptych.data.shards import list_shards
 from diptych.errors import DataError
 from diptych_eval import metrics
-from diptych_eval.embed import EmbeddedSplit
-from diptych_eval.encoder import Encoder
-from diptych_eval.tasks.family import Outcome, Prediction, Task
+from diptych_eval.annotated import Captioned, read_captions
+from diptych_eval.embedder import EmbeddedSet, Embedder
+from diptych_eval.pictures import ShardPictures
+from diptych_eval.tasks.family import Items, Matches, Outcome, Task
 
-_KEPT = 5
+_AT = (1, 5, 10)
 
 
 @dataclass(frozen=True)
 class Retrieval(Task, name="retrieval"):
-    """Retrieval over a set of shards."""
+    """Retrieval over shards, or over pictures that an annotation file names."""
 
     path: str
-    """Folder, glob or brace pattern of shards."""
+    """Folder, glob or brace pattern of shards; with `annotations`, the folder of the pictures."""
+    annotations: Path | None = None
+    """Karpathy's JSON of COCO or Flickr30k, COCO's own captions, or XM3600's captions.jsonl; none: captions are in the
+    shards."""
+    split: str = "test"
+    """Of Karpathy's JSON."""
+    language: str = "en"
+    """Of XM3600's captions."""
     forms: tuple[tuple[str, ...], ...] = (("txt",),)
-    """Captions of a picture. A form of one column gives a caption per text; a form of several gives one caption: all
-    their texts joined by `, `."""
+    """Captions of a picture in shards. A form of one column gives a caption per text; a form of several gives one
+    caption: all their texts joined by `, `."""
+    equal_texts: Literal["each", "one"] = "each"
+    """Whether captions with the same words are candidates of their own, or one."""
 
-    def shards(self) -> str:
+    @cached_property
+    def _annotated(self) -> Captioned | None:
+        if self.annotations is None:
+            return None
+        return read_captions(self.annotations, Path(self.path), split=self.split, language=self.language)
+
+    def files(self) -> tuple[str, ...]:
         """See Task."""
-        return self.path
+        if self._annotated is None:
+            return list_shards(self.path)
+        return (str(self.annotations), *self._annotated.pictures.files)
 
-    def run(self, encoder: Encoder, split: EmbeddedSplit) -> Outcome:
+    def run(self, embedder: Embedder) -> Outcome:
         """See Task. Raises DataError for a picture without caption."""
-        position: dict[str, int] = {}
-        right = tuple(self._captions(split, i, position) for i in range(len(split)))
-        owners: list[list[int]] = [[] for _ in position]
-        for picture, texts in enumerate(right):
-            for text in texts:
-                owners[text].append(picture)
-        text_features = encoder.encode_text(list(position))
-        to_text = metrics.ranks(split.features, text_features, right)
-        to_image = metrics.ranks(text_features, split.features, owners)
-        figures, intervals = {}, {}
+        annotated = self._annotated
+        found = embedder.pictures(annotated.pictures if annotated is not None else ShardPictures(self.path))
+        if annotated is not None:
+            captions = [annotated.captions[item.number] for item in found.items]
+        else:
+            captions = [self._captions(found, row) for row in range(len(found))]
+        texts, right = _candidates(captions, together=self.equal_texts == "one")
+        features = embedder.texts(texts)
+        to_text, to_image = metrics.ranks_both_ways(found.features, features, right)
+        figures: dict[str, float] = {}
+        tables = []
+        keys = {"image_to_text": tuple(item.key for item in found.items), "text_to_image": texts}
         for name, ranks in (("image_to_text", to_text), ("text_to_image", to_image)):
-            for k in (1, 5, 10):
-                figures[f"{name}/recall@{k}"] = metrics.recall_at(ranks, k)
-                intervals[f"{name}/recall@{k}"] = metrics.bootstrap_interval((ranks <= k).double())
-            figures[f"{name}/median_rank"] = metrics.median_rank(ranks)
-        return Outcome(
-            figures,
-            intervals,
-            len(split),
-            tuple(position),
-            text_features,
-            _predictions(split.features, text_features, to_text),
-            _predictions(text_features, split.features, to_image),
-            right,
-        )
+            columns = {f"{name}/recall@{k}": (ranks <= k).double() for k in _AT}
+            figures |= {column: float(values.mean()) for column, values in columns.items()}
+            tables.append(Items("pictures" if name == "image_to_text" else "texts", keys[name], columns))
+        figures["mean_recall"] = sum(figures.values()) / len(figures)
+        figures["image_to_text/median_rank"] = metrics.median_rank(to_text)
+        figures["text_to_image/median_rank"] = metrics.median_rank(to_image)
+        matches = Matches(found, texts, features, right, to_text, to_image)
+        return Outcome(figures, len(found), tuple(tables), matches, {"num_candidates": len(texts)})
 
-    def _captions(self, split: EmbeddedSplit, number: int, position: dict[str, int]) -> tuple[int, ...]:
-        """The captions of one picture as positions among all texts; new texts are added."""
-        columns = split.captions[number]
+    def _captions(self, found: EmbeddedSet, row: int) -> tuple[str, ...]:
+        item = found.items[row]
         texts: list[str] = []
         for form in self.forms:
             if len(form) == 1:
-                texts += columns.get(form[0], ())
+                texts += item.captions.get(form[0], ())
             else:
-                texts.append(", ".join(text for column in form for text in columns.get(column, ())))
+                texts.append(", ".join(text for column in form for text in item.captions.get(column, ())))
         texts = [text for text in dict.fromkeys(texts) if text]
         if not texts:
-            raise DataError(f"sample {split.keys[number]!r} has no caption in {self.forms} · {self.path}")
-        return tuple(position.setdefault(text, len(position)) for text in texts)
+            raise DataError(f"sample {item.key!r} has no caption in {self.forms} · {self.path} · correct forms")
+        return tuple(texts)
 
 
-def _predictions(
-    anchors: Float[Tensor, "N D"], candidates: Float[Tensor, "M D"], ranks: Tensor
-) -> tuple[Prediction, ...]:
-    predictions: list[Prediction] = []
-    for start in range(0, len(anchors), 1024):
-        best = (anchors[start : start + 1024] @ candidates.T).topk(min(_KEPT, len(candidates)))
-        for row in range(len(best.indices)):
-            ranked = tuple(zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True))
-            predictions.append(Prediction(start + row, ranked, int(ranks[start + row])))
-    return tuple(predictions)
+def _candidates(
+    captions: list[tuple[str, ...]], *, together: bool
+) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """All texts, and for each picture the places of its own among them."""
+    if not together:
+        texts = tuple(text for some in captions for text in some)
+        ends = list(accumulate(len(some) for some in captions))
+        return texts, tuple(tuple(range(end - len(some), end)) for some, end in zip(captions, ends, strict=True))
+    place: dict[str, int] = {}
+    right = tuple(tuple(place.setdefault(text, len(place)) for text in dict.fromkeys(some)) for some in captions)
+    return tuple(place), right

@@ -1,13 +1,14 @@
 """Zero-shot classification: the class whose prompts lie nearest to the picture.
 
 Protocol: arXiv:2103.00020, section 3.1.4. A class's feature is the mean of its prompts' unit-norm features, brought to
-unit norm again. Candidates are all class names, also those that no picture of the set shows.
+unit norm again. Candidates are all class names, also those that no picture of the set shows. Confidence, for
+calibration, is the softmax over classes at the model's own logit_scale.
 
-The set is a folder in clip-benchmark's layout: test/*.tar with .cls members, classnames.txt (line number = label),
-zeroshot_classification_templates.txt (one prompt per line with `{c}`).
+Where pictures have several labels, the figure is the mean over classes of the average precision (mAP).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,68 +16,98 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.errors import DataError
 from diptych_eval import metrics
-from diptych_eval.embed import EmbeddedSplit
-from diptych_eval.encoder import Encoder
-from diptych_eval.tasks.family import Outcome, Prediction, Task
-
-_KEPT = 5
+from diptych_eval.classes import CLASS_FILE, TEMPLATE_FILE, ClassSet, check_labels, open_class_set
+from diptych_eval.embedder import EmbeddedSet, Embedder
+from diptych_eval.tasks.family import Items, Matches, Outcome, Task
 
 
 @dataclass(frozen=True)
 class ZeroShot(Task, name="zeroshot"):
-    """Zero-shot classification of a folder in clip-benchmark's layout."""
+    """Zero-shot classification."""
 
     root: str
-    """Folder with test/, classnames.txt and zeroshot_classification_templates.txt."""
+    """Folder in clip-benchmark's layout (test/*.tar, classnames.txt, zeroshot_classification_templates.txt), a folder
+    per class, or shards with `.cls` members."""
+    classes: str | None = None
+    """`imagenet`, or a file with one class name per line; none: classnames.txt of the folder, or its folders' names.
+    With `imagenet`, folders of ImageNet-A, R, Sketch, V2 and ObjectNet are understood too."""
+    templates: str | None = None
+    """`imagenet` (80 prompts), `imagenet_simple` (7), `name` (the bare name), or a file of prompts with `{c}`; none:
+    that of the folder, or else the bare name."""
+    split: str = "test"
+    """Part of a folder in clip-benchmark's layout."""
 
-    def shards(self) -> str:
+    @cached_property
+    def _set(self) -> ClassSet:
+        return open_class_set(self.root, self.classes, self.templates, self.split)
+
+    def files(self) -> tuple[str, ...]:
         """See Task."""
-        return str(Path(self.root) / "test")
+        texts = [Path(name) for name in (self.classes, self.templates) if name is not None]
+        texts += [Path(self.root) / name for name in (CLASS_FILE, TEMPLATE_FILE)]
+        return (*self._set.pictures.files, *(str(path) for path in texts if path.is_file()))
 
-    def run(self, encoder: Encoder, split: EmbeddedSplit) -> Outcome:
+    def run(self, embedder: Embedder) -> Outcome:
         """See Task. Raises DataError for samples without label or labels beyond the class names."""
-        names = _lines(Path(self.root) / "classnames.txt")
-        templates = _lines(Path(self.root) / "zeroshot_classification_templates.txt")
-        labels = _labels(split, len(names), self.root)
-        classes = class_features(encoder, names, templates)
-        ranks = metrics.ranks(split.features, classes, [(int(label),) for label in labels])
-        top1 = (ranks <= 1).double()
-        figures = {
-            "top1": metrics.recall_at(ranks, 1),
-            "top5": metrics.recall_at(ranks, 5),
-            "mean_per_class": metrics.mean_per_class(top1, labels),
-        }
-        intervals = {f"top{k}": metrics.bootstrap_interval((ranks <= k).double()) for k in (1, 5)}
-        best = (split.features @ classes.T).topk(min(_KEPT, len(names)))
-        predictions = tuple(
-            Prediction(i, tuple(zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)), int(ranks[i]))
-            for i in range(len(split))
-        )
-        right = tuple((int(label),) for label in labels)
-        return Outcome(figures, intervals, len(split), tuple(names), classes, predictions, right=right)
+        names = self._set.names
+        found = embedder.pictures(self._set.pictures)
+        keys = tuple(item.key for item in found.items)
+        labels = [item.labels for item in found.items]
+        check_labels(self.root, keys, labels, len(names))
+        classes = class_features(embedder, names, self._set.templates)
+        if any(len(some) > 1 for some in labels):
+            return _multi_label(found, classes, labels)
+        return _single_label(found, names, classes, labels, embedder.encoder.logit_scale)
 
 
-def class_features(encoder: Encoder, names: list[str], templates: list[str]) -> Float[Tensor, "C D"]:
+def class_features(embedder: Embedder, names: tuple[str, ...], templates: tuple[str, ...]) -> Float[Tensor, "C D"]:
     """One unit-norm feature per class from an ensemble of prompts."""
     prompts = [template.replace("{c}", name) for name in names for template in templates]
-    features = encoder.encode_text(prompts).view(len(names), len(templates), -1)
+    features = embedder.texts(prompts).view(len(names), len(templates), -1)
     return F.normalize(features.mean(1), dim=-1)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"not readable ({error}) · {path} · expected clip-benchmark's layout") from error
-    if not lines:
-        raise DataError(f"file is empty · {path} · write one entry per line")
-    return lines
+def _single_label(
+    found: EmbeddedSet,
+    names: tuple[str, ...],
+    classes: Float[Tensor, "C D"],
+    labels: list[tuple[int, ...]],
+    logit_scale: float,
+) -> Outcome:
+    label = torch.tensor(labels)[:, 0]
+    ranks = metrics.ranks(found.features, classes, labels)
+    columns = {f"top{k}": (ranks <= k).double() for k in (1, 5)}
+    columns["confidence"], guess = _first_guesses(found.features, classes, logit_scale)
+    bins = metrics.calibration(columns["confidence"], (guess == label).double())
+    figures = {
+        "top1": metrics.recall_at(ranks, 1),
+        "top5": metrics.recall_at(ranks, 5),
+        "mean_per_class": metrics.mean_per_class(columns["top1"], label),
+        "calibration_error": bins.error,
+    }
+    return Outcome(
+        figures,
+        len(found),
+        (Items("pictures", tuple(item.key for item in found.items), columns),),
+        Matches(found, names, classes, tuple(labels), ranks),
+        {"num_candidates": len(names), "calibration": bins.to_json()},
+    )
 
 
-def _labels(split: EmbeddedSplit, num_classes: int, root: str) -> Tensor:
-    for key, label in zip(split.keys, split.labels, strict=True):
-        if label is None or not 0 <= label < num_classes:
-            raise DataError(f"label {label} of sample {key!r} is not among the {num_classes} class names · {root}")
-    return torch.tensor(split.labels)
+def _first_guesses(
+    features: Float[Tensor, "N D"], classes: Float[Tensor, "C D"], logit_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Confidence and class of each picture's first guess."""
+    parts = [(logit_scale * rows @ classes.T).softmax(1).max(1) for rows in features.split(1024)]
+    return torch.cat([part.values for part in parts]).double(), torch.cat([part.indices for part in parts])
+
+
+def _multi_label(found: EmbeddedSet, classes: Float[Tensor, "C D"], labels: list[tuple[int, ...]]) -> Outcome:
+    truth = torch.zeros(len(found), len(classes), dtype=torch.bool)
+    for row, some in enumerate(labels):
+        truth[row, list(some)] = True
+    precision = metrics.average_precision(found.features @ classes.T, truth)
+    shown = precision[~precision.isnan()]
+    notes: dict[str, object] = {"num_candidates": len(classes), "classes_without_pictures": len(precision) - len(shown)}
+    return Outcome({"mean_average_precision": float(shown.mean())}, len(found), notes=notes)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -12,13 +13,13 @@ import torch
 import diptych.testing as make
 from diptych.config import from_tree
 from diptych.data.captions import CaptionConfig
-from diptych.data.evaluation import read_split
 from diptych.data.images import ImageConfig
 from diptych.data.loader import build_loader
 from diptych.data.reader import Feed
 from diptych.data.sources import DataConfig, Source
 from diptych.errors import ConfigError, DataError, DiptychError
 from diptych.testing import TinySample, tiny_sample
+from diptych_eval.reading import Batch
 
 
 class Tokenizer:
@@ -49,7 +50,7 @@ def broken() -> list[TinySample]:
     ]
 
 
-def test_broken_samples_are_counted_by_reason_and_skipped(tmp_path: Path) -> None:
+def test_broken_samples_are_counted_by_reason_and_skipped(tmp_path: Path, usable: Callable[[Path], Batch]) -> None:
     good = [tiny_sample(f"g{i}") for i in range(10)]
     make.write_shard(tmp_path / "000000.tar", [*good, *broken()])
     config = loader_config(tmp_path)
@@ -58,7 +59,7 @@ def test_broken_samples_are_counted_by_reason_and_skipped(tmp_path: Path) -> Non
     bad = {fault.reason for batch in seen for fault in batch.faults}
     assert {key for batch in seen for key in batch.keys} == {f"g{i}" for i in range(10)}
     assert bad == {"undecodable", "no_caption", "bad_caption", "no_picture"}
-    assert {sample.key for sample in read_split(str(tmp_path), 16)} >= {f"g{i}" for i in range(10)}
+    assert {sample.key for sample in usable(tmp_path).items} >= {f"g{i}" for i in range(10)}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pickle
 import struct
 import tarfile
 import zlib
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ import torch
 from PIL import Image
 
 from diptych.config import from_tree
-from diptych.data.evaluation import read_split
 from diptych.data.faults import FaultLog
 from diptych.data.loader import build_loader
 from diptych.data.reader import Feed
 from diptych.data.shards import read_shard
 from diptych.data.sources import DataConfig
+from diptych_eval.reading import Batch
 
 GOOD = ("good0", "good1")
 Members = list[tuple[str, bytes]]
@@ -178,7 +179,7 @@ def test_there_are_enough_beasts() -> None:
 
 
 @pytest.mark.parametrize("beast", ZOO)
-def test_outcome(beast: str, tmp_path: Path) -> None:
+def test_outcome(beast: str, tmp_path: Path, usable: Callable[[Path], Batch]) -> None:
     data, reason = ZOO[beast]
     folder = tmp_path / "shards"
     folder.mkdir()
@@ -190,7 +191,7 @@ def test_outcome(beast: str, tmp_path: Path) -> None:
     assert faults.by_reason.keys() == ({reason} if reason else set())
     # Every place of an epoch but the beast's gives a sample, and all that can be read is read.
     assert keys == {raw.key for raw in read_shard(str(folder / "000000.tar"))} - _unusable(reason) | {"other"}
-    assert {sample.key for sample in read_split(str(folder), 16)} >= keys - {"beast"} - {"other"}
+    assert {sample.key for sample in usable(folder).items} >= keys - {"beast"} - {"other"}
     assert set(tmp_path.rglob("*")) == before
     if reason not in ("broken_tar", "truncated"):
         assert keys >= set(GOOD)
@@ -202,7 +203,7 @@ def _unusable(reason: str) -> set[str]:
     return {"beast"} if reason not in ("", "truncated", "broken_tar", "trailing_data") else set()
 
 
-def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+def test_a_pickle_is_never_opened(tmp_path: Path, usable: Callable[[Path], Batch]) -> None:
     marker = tmp_path / "executed"
     bomb = pickle.dumps(Bomb(str(marker)))
     members = [(f"beast.{kind}", bomb) for kind in ("pkl", "pyd", "pickle", "pth", "npy", "cls")]
@@ -210,7 +211,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "000000.tar").write_bytes(among_good(*pair("beast"), *members))
     assert stream(folder, 6)[0] == {*GOOD, "beast"}
-    assert {sample.key for sample in read_split(str(folder), 16)} == set(GOOD)  # its label is no number
+    assert {sample.key for sample in usable(folder).items} == set(GOOD)  # its label is no number
     assert not marker.exists()
     pickle.loads(bomb)  # the bomb is a real one
     assert marker.exists()

@@ -1,0 +1,171 @@
+"""Sets of pictures as tasks ask for them: WebDataset shards, a folder per class, or files that an annotation names.
+
+A set is a numbered list whose entries are read when their turn comes. `open_pictures` tells shards from a folder per
+class by what lies there; a task that reads annotations builds `FilePictures` itself. Another source is one class with
+these members.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from diptych.data import captions
+from diptych.data.faults import UnusableSample
+from diptych.data.images import picture_extension
+from diptych.data.prepare import picture_bytes
+from diptych.data.shards import OpenShard, RawSample, ShardStore, list_shards
+from diptych.errors import DataError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a set, the picture not yet decoded."""
+
+    key: str
+    picture: bytes
+    captions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column → texts."""
+    labels: tuple[int, ...] = ()
+    """Class numbers: one, several for multi-label sets, none where unknown."""
+    meta: dict[str, str] = field(default_factory=dict)
+    """The other columns."""
+
+
+class Pictures(Protocol):
+    """A set of pictures."""
+
+    @property
+    def where(self) -> str:
+        """For messages, and to tell sets apart."""
+        ...
+
+    @property
+    def files(self) -> Sequence[str]:
+        """What the set is made of: when these stay as they are, so does the set."""
+        ...
+
+    def __len__(self) -> int:
+        """Entries, unusable ones among them."""
+        ...
+
+    def read(self, number: int) -> Entry:
+        """Raises UnusableSample where this entry is none, DataError where the set is broken."""
+        ...
+
+
+class ShardPictures:
+    """WebDataset shards: in a folder, of a glob, or of a brace pattern."""
+
+    def __init__(self, pattern: str) -> None:
+        """Raises DataError where there are none."""
+        self.where = pattern
+        self.files: Sequence[str] = list_shards(pattern)
+        self._store = ShardStore()
+
+    @cached_property
+    def _places(self) -> list[tuple[OpenShard, int]]:
+        shards = [self._store.open(name) for name in self.files]
+        return [(shard, number) for shard in shards for number in range(shard.num_entries)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, number: int) -> Entry:
+        """See Pictures."""
+        shard, place = self._places[number]
+        raw = shard.read(place)
+        return Entry(raw.key, picture_bytes(raw.members), _captions(raw), _labels(raw), _meta(raw))
+
+
+def _captions(raw: RawSample) -> dict[str, tuple[str, ...]]:
+    """By column; a `.txt` member has a caption per line, as clip-benchmark writes several."""
+    columns = captions.read(raw.members)
+    return columns | {"txt": tuple(line for text in columns.get("txt", ()) for line in text.splitlines() if line)}
+
+
+def _labels(raw: RawSample) -> tuple[int, ...]:
+    """A `.cls` member is one class number, a `.npy` member (clip-benchmark's multi-label sets) marks several."""
+    try:
+        if "cls" in raw.members:
+            return (int(raw.members["cls"]),)
+        if "npy" in raw.members:
+            marks = np.load(io.BytesIO(raw.members["npy"]), allow_pickle=False)
+            return tuple(np.flatnonzero(marks > 0).tolist())
+    except ValueError as error:
+        raise UnusableSample("bad_label", str(error)) from error
+    return ()
+
+
+def _meta(raw: RawSample) -> dict[str, str]:
+    meta = json.loads(raw.members["json"]).get("meta") if "json" in raw.members else None
+    return {str(key): str(value) for key, value in meta.items()} if isinstance(meta, dict) else {}
+
+
+class FilePictures:
+    """Picture files, as an annotation names them."""
+
+    def __init__(self, where: str, paths: Sequence[Path], labels: Sequence[int] = (), keys: Sequence[str] = ()) -> None:
+        """Raises DataError where one is missing: a protocol that leaves pictures out is another one."""
+        self.where = where
+        self.files: Sequence[str] = [str(path) for path in paths]
+        self._keys = list(keys) or [path.name for path in paths]
+        self._labels = list(labels)
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise DataError(f"{len(missing):,} of {len(paths):,} pictures are missing ({missing[0]}) · {where}")
+
+    def relabelled(self, labels: Mapping[int, int]) -> "FilePictures":
+        """The pictures whose label is in the map, under their new ones."""
+        kept = [number for number, label in enumerate(self._labels) if label in labels]
+        paths = [Path(self.files[number]) for number in kept]
+        keys = [self._keys[number] for number in kept]
+        return FilePictures(self.where, paths, [labels[self._labels[number]] for number in kept], keys)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, number: int) -> Entry:
+        """See Pictures."""
+        labels = (self._labels[number],) if self._labels else ()
+        try:
+            return Entry(self._keys[number], Path(self.files[number]).read_bytes(), labels=labels)
+        except OSError as error:
+            raise UnusableSample("unreadable", str(error)) from error
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """A folder per class (torchvision's ImageFolder): class numbers follow the sorted folder names."""
+
+    pictures: FilePictures
+    names: tuple[str, ...]
+
+
+def class_folders(root: Path) -> ClassFolders:
+    """Raises DataError where no subfolder holds pictures."""
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    found = [(path, number) for number, folder in enumerate(folders) for path in sorted(folder.rglob("*"))]
+    found = [(path, number) for path, number in found if picture_extension([path.suffix[1:].lower()])]
+    if not found:
+        raise DataError(f"no subfolder with pictures · {root} · one folder per class, or shards")
+    paths, labels = zip(*found, strict=True)
+    keys = [str(path.relative_to(root)) for path in paths]
+    return ClassFolders(FilePictures(str(root), paths, labels, keys), tuple(folder.name for folder in folders))
+
+
+def open_pictures(path: str) -> Pictures:
+    """Shards, or where a folder holds none a folder per class.
+
+    Raises:
+        DataError: it is neither.
+    """
+    root = Path(path)
+    if root.is_dir() and not any(root.glob("*.tar")) and any(inner.is_dir() for inner in root.iterdir()):
+        return class_folders(root).pictures
+    return ShardPictures(path)
