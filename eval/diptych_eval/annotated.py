@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import DataError
-from diptych_eval.pictures import FilePictures
+from diptych_eval.pictures import FilePictures, PictureFile
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def read_captions(annotations: Path, images: Path, *, split: str, language: str)
     empty = [name for name, texts in found if not texts or not all(text.strip() for text in texts)]
     if empty:
         raise DataError(f"{len(empty):,} pictures have an empty caption ({empty[0]}) · {annotations}")
-    paths = [_path(images, name) for name, _ in found]
-    return Captioned(FilePictures(str(annotations), paths), tuple(texts for _, texts in found))
+    pictures = [PictureFile(find(images, name), name) for name, _ in found]
+    return Captioned(FilePictures(str(annotations), pictures), tuple(texts for _, texts in found))
 
 
 def _found(annotations: Path, split: str, language: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -74,7 +74,7 @@ def _xm3600(rows: list[Any], language: str) -> list[tuple[str, tuple[str, ...]]]
     return [(f"{row['image/key']}.jpg", tuple(row[language]["caption"])) for row in rows if language in row]
 
 
-def _path(images: Path, name: str) -> Path:
+def find(images: Path, name: str) -> Path:
     """Below the folder, with or without the subfolder that the annotation names."""
     whole = images / name
     return whole if whole.is_file() else images / Path(name).name

@@ -19,13 +19,13 @@ from torch import Tensor
 from diptych import log as logs
 from diptych.config import Config
 from diptych.data.faults import FaultLog
-from diptych.data.images import decode, evaluation_view
+from diptych.data.images import evaluation_view
 from diptych.distributed.collectives import gather_objects
 from diptych.distributed.runtime import Ranks
 from diptych.errors import DataError, DiptychError
 from diptych_eval.encoder import Encoder
 from diptych_eval.pictures import Pictures
-from diptych_eval.reading import Item, batches
+from diptych_eval.reading import Item, batches, picture_of
 from diptych_eval.store import FeatureStore
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class EmbeddedSet:
 
     def thumbnail(self, row: int) -> UInt8[Tensor, "3 side side"]:
         """What people see: 64 pixels, whatever the model's size."""
-        return evaluation_view(decode(self.pictures.read(self.items[row].number).picture), _THUMBNAIL)
+        return evaluation_view(picture_of(self.pictures.read(self.items[row].number)), _THUMBNAIL)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Embedder:
         self.ranks = ranks or Ranks(0, 1)
         self._settings = settings or EmbedSettings()
         self._store = store
-        self._sets: dict[tuple[str, str], EmbeddedSet] = {}
+        self._sets: dict[tuple[str, str, str], EmbeddedSet] = {}
         self._texts: dict[str, Tensor] = {}
         self.fingerprint = f"{encoder.fingerprint}-{self._settings.precision}"
         """Differs where features do."""
@@ -117,7 +117,7 @@ class Embedder:
         Raises:
             DataError: nothing in it can be used.
         """
-        name = (pictures.where, change.name if change is not None else "")
+        name = (pictures.where, pictures.variant, change.name if change is not None else "")
         if name not in self._sets:
             key = _hash(self.fingerprint, self.digest(pictures.files), str(self.encoder.image_size), *name)
             kept = self._load(key)

@@ -5,10 +5,11 @@ class by what lies there; a task that reads annotations builds `FilePictures` it
 these members.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,9 @@ from diptych.data.images import picture_extension
 from diptych.data.prepare import picture_bytes
 from diptych.data.shards import OpenShard, RawSample, ShardStore, list_shards
 from diptych.errors import DataError
+
+Box = tuple[int, int, int, int]
+"""Left, upper, right, lower; pixels."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Entry:
     """Class numbers: one, several for multi-label sets, none where unknown."""
     meta: dict[str, str] = field(default_factory=dict)
     """The other columns."""
+    box: Box | None = None
+    """The part of the picture that is meant; none: all of it."""
 
 
 class Pictures(Protocol):
@@ -47,7 +53,12 @@ class Pictures(Protocol):
 
     @property
     def files(self) -> Sequence[str]:
-        """What the set is made of: when these stay as they are, so does the set."""
+        """What the set is made of."""
+        ...
+
+    @property
+    def variant(self) -> str:
+        """What is made of the files, where that can be several things. When files and variant stay, so does the set."""
         ...
 
     def __len__(self) -> int:
@@ -64,7 +75,7 @@ class ShardPictures:
 
     def __init__(self, pattern: str) -> None:
         """Raises DataError where there are none."""
-        self.where = pattern
+        self.where, self.variant = pattern, ""
         self.files: Sequence[str] = list_shards(pattern)
         self._store = ShardStore()
 
@@ -107,36 +118,46 @@ def _meta(raw: RawSample) -> dict[str, str]:
     return {str(key): str(value) for key, value in meta.items()} if isinstance(meta, dict) else {}
 
 
-class FilePictures:
-    """Picture files, as an annotation names them."""
+@dataclass(frozen=True)
+class PictureFile:
+    """One picture of `FilePictures`."""
 
-    def __init__(self, where: str, paths: Sequence[Path], labels: Sequence[int] = (), keys: Sequence[str] = ()) -> None:
+    path: Path
+    key: str
+    label: int | None = None
+    box: Box | None = None
+
+
+class FilePictures:
+    """Picture files, as folders or an annotation name them."""
+
+    def __init__(self, where: str, pictures: Sequence[PictureFile]) -> None:
         """Raises DataError where one is missing: a protocol that leaves pictures out is another one."""
         self.where = where
-        self.files: Sequence[str] = [str(path) for path in paths]
-        self._keys = list(keys) or [path.name for path in paths]
-        self._labels = list(labels)
-        missing = [path for path in paths if not path.is_file()]
+        self.files: Sequence[str] = [str(picture.path) for picture in pictures]
+        self._pictures = list(pictures)
+        self.variant = hashlib.sha256(repr([(p.key, p.label, p.box) for p in pictures]).encode()).hexdigest()
+        missing = [path for path in dict.fromkeys(self.files) if not Path(path).is_file()]
         if missing:
-            raise DataError(f"{len(missing):,} of {len(paths):,} pictures are missing ({missing[0]}) · {where}")
+            raise DataError(f"{len(missing):,} pictures are missing ({missing[0]}) · {where} · copy them there")
 
-    def relabelled(self, labels: Mapping[int, int]) -> "FilePictures":
+    def relabelled(self, labels: Mapping[int | None, int]) -> "FilePictures":
         """The pictures whose label is in the map, under their new ones."""
-        kept = [number for number, label in enumerate(self._labels) if label in labels]
-        paths = [Path(self.files[number]) for number in kept]
-        keys = [self._keys[number] for number in kept]
-        return FilePictures(self.where, paths, [labels[self._labels[number]] for number in kept], keys)
+        kept = [replace(p, label=new) for p in self._pictures if (new := labels.get(p.label)) is not None]
+        return FilePictures(self.where, kept)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._pictures)
 
     def read(self, number: int) -> Entry:
         """See Pictures."""
-        labels = (self._labels[number],) if self._labels else ()
+        picture = self._pictures[number]
         try:
-            return Entry(self._keys[number], Path(self.files[number]).read_bytes(), labels=labels)
+            data = picture.path.read_bytes()
         except OSError as error:
             raise UnusableSample("unreadable", str(error)) from error
+        labels = (picture.label,) if picture.label is not None else ()
+        return Entry(picture.key, data, labels=labels, box=picture.box)
 
 
 @dataclass(frozen=True)
@@ -154,9 +175,8 @@ def class_folders(root: Path) -> ClassFolders:
     found = [(path, number) for path, number in found if picture_extension([path.suffix[1:].lower()])]
     if not found:
         raise DataError(f"no subfolder with pictures · {root} · one folder per class, or shards")
-    paths, labels = zip(*found, strict=True)
-    keys = [str(path.relative_to(root)) for path in paths]
-    return ClassFolders(FilePictures(str(root), paths, labels, keys), tuple(folder.name for folder in folders))
+    pictures = [PictureFile(path, str(path.relative_to(root)), label) for path, label in found]
+    return ClassFolders(FilePictures(str(root), pictures), tuple(folder.name for folder in folders))
 
 
 def open_pictures(path: str) -> Pictures:

@@ -89,5 +89,11 @@ def _begin(pictures: Pictures, view: View, entries: range, pool: ThreadPoolExecu
 
 
 def _seen(entry: Entry, view: View) -> Tensor:
-    # Decoded whole: a reduced decoding would not be the published protocols'.
-    return view(decode(entry.picture), entry.key)
+    return view(picture_of(entry), entry.key)
+
+
+def picture_of(entry: Entry) -> Image:
+    """Decoded whole, for a reduced decoding would not be the published protocols', and cut to its box. Raises
+    UnusableSample."""
+    picture = decode(entry.picture)
+    return picture if entry.box is None else picture.crop(entry.box)
