@@ -66,6 +66,7 @@ class Rows:
     """Equal for the same sample of the same shard, on every rank and in every epoch."""
     hard_tokens: Int[Tensor, "n K context"]
     second_tokens: Int[Tensor, "n context"] | None
+    teacher_tokens: Int[Tensor, "n context"] | None
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Batch:
     """Those of K hard captions each (K may be 0), as long as `tokens`."""
     second_tokens: Int[Tensor, "B L2"] | None
     """Of a second caption of each picture, where `data.captions.second_views` asks for one."""
+    teacher_tokens: Int[Tensor, "B L3"] | None
+    """The same captions in the ids of a teacher's tokenizer, whole in all stages, where the run has a teacher."""
     cursors: Cursors
     """After this batch, for this rank's lanes."""
     faults: tuple[Fault, ...]
@@ -113,6 +116,9 @@ def merge(chunks: Sequence[Chunk]) -> Batch:
         parts = [getattr(chunk.rows, name) for chunk in chunks]
         return torch.cat(parts)[in_order] if len(parts) > 1 else parts[0]
 
+    def trimmed(name: str) -> Tensor | None:
+        return trim(rows(name)) if getattr(chunks[0].rows, name) is not None else None
+
     # One length for right and hard captions, so that they can be embedded together.
     tokens, hard_tokens = rows("tokens"), rows("hard_tokens")
     together = trim(torch.cat([tokens, hard_tokens.flatten(0, 1)]))
@@ -123,7 +129,8 @@ def merge(chunks: Sequence[Chunk]) -> Batch:
         caption_ids=rows("caption_ids"),
         sample_ids=rows("sample_ids"),
         hard_tokens=together[len(tokens) :].view(*hard_tokens.shape[:2], together.shape[1]),
-        second_tokens=trim(rows("second_tokens")) if chunks[0].rows.second_tokens is not None else None,
+        second_tokens=trimmed("second_tokens"),
+        teacher_tokens=trimmed("teacher_tokens"),
         cursors=Cursors.merge([chunk.cursors for chunk in chunks]),
         faults=tuple(fault for chunk in chunks for fault in chunk.faults),
     )
