@@ -54,7 +54,7 @@ def _plain_logging() -> Iterator[None]:
 
 @pytest.fixture
 def launch() -> Callable[..., None]:
-    """`accelerate launch` of a recipe with two processes, as the documents print it."""
+    """`accelerate launch` of a recipe, as the documents print it: two processes where nothing else is said."""
 
     def run(recipe: Path, configuration: str = "cpu", *options: str) -> None:
         accelerate = ROOT / "configs" / "accelerate" / f"{configuration}.yaml"
@@ -66,6 +66,7 @@ def launch() -> Callable[..., None]:
         )
         assert done.returncode == 0, done.stderr
         way = {"cpu": "ddp", "cpu_fsdp2": "fsdp2", "cpu_zero": "zero"}[configuration]
-        assert f"ranks=2 way={way}" in done.stderr  # or one process would have been compared with itself
+        ranks = options[options.index("--num_processes") + 1] if "--num_processes" in options else "2"
+        assert f"ranks={ranks} way={way}" in done.stderr  # or one process would have been compared with itself
 
     return run

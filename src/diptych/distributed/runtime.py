@@ -32,6 +32,11 @@ def ranks_per_node(world_size: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
 
 
+def main_address() -> str:
+    """The first rank's host as the launcher announces it; this machine where it says nothing."""
+    return os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+
 def resolve_precision(precision: Precision) -> Literal["bf16", "fp32"]:
     """`auto` is bf16 where the hardware multiplies it natively (CUDA since Ampere; AVX512-BF16 or AMX), else fp32."""
     if precision != "auto":

@@ -4,7 +4,8 @@ import datetime
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diptych.distributed import sharding, zero
 from diptych.distributed.optimizer import Optimizer
+from diptych.distributed.peers import Peers, watching
 from diptych.distributed.runtime import Ranks
 from diptych.errors import DistributedError
 
@@ -24,7 +26,10 @@ Way = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 
 class Engine:
-    """This process of a run: its device, its rank, and how gradients are made and shared."""
+    """This process of a run: its device, its rank, and how gradients are made and shared.
+
+    `with Engine(…) as engine:` also watches the other ranks: where one dies, all end, and say which.
+    """
 
     def __init__(self, precision: Literal["bf16", "fp32"]) -> None:
         """Joins the process group that a launcher announced, if one did.
@@ -54,6 +59,32 @@ class Engine:
                 f"{announced} processes were launched but the group has {self.ranks.world_size} · rank "
                 f"{self.ranks.rank} · check the accelerate configuration"
             )
+
+        self._watch: AbstractContextManager[Peers] = watching(self.ranks)
+        self._peers: Peers | None = None
+
+    def __enter__(self) -> Self:
+        """Every rank must call."""
+        self._peers = self._watch.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leaves the process group.
+
+        Raises:
+            DistributedError: the error is due to another rank's end; the message names it.
+        """
+        self._watch.__exit__(kind, error, trace)
+        if error is None:
+            self.close()
+
+    def first_alone(self) -> AbstractContextManager[None]:
+        """Within, the first rank may work alone for as long as it likes; the others wait at the end. Every rank must
+        call, within `with`."""
+        assert self._peers is not None, "an engine that watches"
+        return self._peers.first_alone()
 
     @property
     def device(self) -> torch.device:

@@ -43,7 +43,11 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     Raises:
         DiptychError: the data, the folder or a checkpoint cannot be used; the message says which and what to do.
     """
-    engine = Engine(resolve_precision(recipe.precision))
+    with Engine(resolve_precision(recipe.precision)) as engine:
+        return _train(recipe, engine, evaluator)
+
+
+def _train(recipe: Recipe, engine: Engine, evaluator: Evaluator | None) -> RunFolder:
     log.info("ranks=%d way=%s device=%s", engine.ranks.world_size, engine.way, engine.device)
     if engine.way not in ("single", "ddp") and recipe.optim.algorithm == "muon":
         raise ConfigError("Muon needs whole matrices, not slices · optim.algorithm · use adamw, or plain DDP")
@@ -69,7 +73,6 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
     num_shards = sum(len(source.shards) for source in loader.sources)
     with Reporter(recipe, engine, run, state, evaluator=evaluator, num_shards=num_shards) as reporter:
         _run_steps(recipe, engine, run, state, loader, reporter)
-    engine.close()
     return run
 
 

@@ -13,7 +13,7 @@ import torch
 from diptych.data.batch import Cursors
 from diptych.data.faults import FaultLog
 from diptych.distributed import sharding
-from diptych.distributed.collectives import barrier, mean_over, raise_together
+from diptych.distributed.collectives import mean_over, raise_together
 from diptych.distributed.groups import world_group
 from diptych.distributed.wrap import Engine
 from diptych.errors import DiptychError, Interrupted
@@ -144,12 +144,12 @@ class Reporter:
         model = self._state.ema.model if self._state.ema is not None else self._state.model
         with self.throughput.pausing():
             undivided = self._undivided(model)
-            if undivided is not None:
-                was_training = undivided.training
-                figures = self._evaluator(undivided.eval())
-                undivided.train(was_training)
-                self._log.write(self._state.step, {f"eval/{name}": value for name, value in figures.items()})
-            barrier()
+            with self._engine.first_alone():
+                if undivided is not None:
+                    was_training = undivided.training
+                    figures = self._evaluator(undivided.eval())
+                    undivided.train(was_training)
+                    self._log.write(self._state.step, {f"eval/{name}": value for name, value in figures.items()})
 
     def _undivided(self, model: DualEncoder) -> DualEncoder | None:
         """What one rank can measure alone: the model, or where it is divided a copy; None on the other ranks."""

@@ -1,15 +1,20 @@
-"""A run that is really killed, anywhere, and started again ends with the numbers of a run that never stopped."""
+"""A run of which a process is really killed, anywhere, and that is started again, ends with the numbers of a run that
+never stopped."""
 
 import multiprocessing as mp
+import os
 import signal
+import socket
 import sys
 import time
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from accelerate.state import PartialState
 
 import diptych.testing as make
 from diptych.cli import main
@@ -34,48 +39,87 @@ def write_config(root: Path, *, total_samples: int) -> Path:
     return path
 
 
-def start(config: Path, run: Path) -> BaseProcess:
-    """The command in a process of its own (forked, because the imports alone take seconds)."""
-    process = mp.get_context("fork").Process(target=_command, args=(["train", str(config), f"run={run}", "--quiet"],))
-    process.start()
-    return process
+@dataclass(frozen=True)
+class Run:
+    """The command in processes of its own (forked, because the imports alone take seconds), as a launcher starts it."""
+
+    ranks: tuple[BaseProcess, ...]
+    folder: Path
+
+    def wait(self) -> list[int | None]:
+        """Until all have ended; their exit codes."""
+        for process in self.ranks:
+            process.join(60)
+        return [process.exitcode for process in self.ranks]
+
+    def said(self, rank: int) -> str:
+        """What a rank wrote to stderr."""
+        return (self.folder / f"rank{rank}.log").read_text()
 
 
-def _command(arguments: list[str]) -> None:
-    sys.exit(main(arguments))
+def start(config: Path, run: Path, world_size: int) -> Run:
+    context = mp.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+    for one in launched:
+        one |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+        one |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    logs = run.with_name(f"{run.name}-logs")
+    logs.mkdir(exist_ok=True)
+    ranks = [context.Process(target=_command, args=(config, run, logs, one)) for one in launched]
+    for process in ranks:
+        process.start()
+    return Run(tuple(ranks), logs)
 
 
-def finish(config: Path, run: Path) -> None:
-    process = start(config, run)
-    process.join()
-    assert process.exitcode == 0
+def _command(config: Path, run: Path, logs: Path, launched: dict[str, str]) -> None:
+    os.environ |= launched
+    PartialState._reset_state()  # what the parent process has been
+    with (logs / f"rank{launched['RANK']}.log").open("w") as sys.stderr:
+        code = main(["train", str(config), f"run={run}", "--quiet"])
+    os._exit(code)
 
 
-def kill_during(config: Path, run: Path, steps: int, rng: np.random.Generator) -> bool:
-    """Kills the run some steps after its start, at no particular point of a step; False when it had ended."""
-    process = start(config, run)
+def finish(config: Path, run: Path, world_size: int) -> None:
+    started = start(config, run, world_size)
+    assert started.wait() == [0] * world_size, started.said(0)
+
+
+def kill_during(config: Path, run: Path, world_size: int, steps: int, rng: np.random.Generator) -> None:
+    """Kills a rank some steps after the start, at no particular point of a step; the others end by themselves, and
+    tell which rank it was."""
+    started = start(config, run, world_size)
+    victim = int(rng.integers(world_size))
     first = newest_step(run)
-    while process.is_alive() and newest_step(run) < first + steps:
+    while newest_step(run) < first + steps:
+        assert all(process.is_alive() for process in started.ranks), started.said(0)
         time.sleep(0.002)
     time.sleep(float(rng.uniform(0, 0.05)))
-    process.kill()
-    process.join()
-    return process.exitcode == -signal.SIGKILL
+    started.ranks[victim].kill()
+    codes = started.wait()
+    assert codes[victim] == -signal.SIGKILL
+    for rank in set(range(world_size)) - {victim}:
+        assert codes[rank] == 2
+        assert f"diptych: error: rank {victim} of {world_size} " in started.said(rank)
 
 
 def newest_step(run: Path) -> int:
     return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("kills", [2, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
-def test_killed_again_and_again(kills: int, tmp_path: Path) -> None:
+def test_killed_again_and_again(kills: int, world_size: int, tmp_path: Path) -> None:
     make.write_shards(tmp_path / "shards", [10, 7, 0, 13, 4, 6])
     config = write_config(tmp_path, total_samples=8 * 20 * (kills + 1))
-    finish(config, tmp_path / "whole")
+    finish(config, tmp_path / "whole", world_size)
     rng = np.random.default_rng(0)
-    killed = sum(kill_during(config, tmp_path / "parts", 6, rng) for _ in range(kills))
-    assert killed == kills
-    finish(config, tmp_path / "parts")
+    for _ in range(kills):
+        kill_during(config, tmp_path / "parts", world_size, 6, rng)
+    finish(config, tmp_path / "parts", world_size)
     whole, parts = (checkpoint.newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
     assert whole is not None
     assert parts is not None

@@ -34,7 +34,7 @@ def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
         "precision": "fp32",
         "ema_decay": 0.9,
         "model": TINY_MODEL,
-        "data": {"shards": str(shards), "lanes": 2, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
+        "data": {"shards": str(shards), "lanes": 4, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
         "optim": {"peak_lr": 1e-2, "schedule": {"warmup_samples": 16}},
         "checkpoint": {"every_samples": 24, "keep_last": 10},
         "log": {"every_steps": 1, "tensorboard": False, "geometry_every_steps": 3},
@@ -79,6 +79,13 @@ def test_resume_equals_never_having_stopped(shards: Path, tmp_path: Path, change
     assert all(value.equal(parts[name]) for name, value in whole.items())
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert [row["step"] for row in read_metrics(tmp_path / "parts" / "metrics.jsonl")] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("micro_batch", [2, 3])
+def test_accumulation_changes_nothing_but_rounding(shards: Path, tmp_path: Path, micro_batch: int) -> None:
+    loop.train(recipe(shards, tmp_path / "whole"))
+    loop.train(recipe(shards, tmp_path / "pieces", micro_batch=micro_batch))
+    torch.testing.assert_close(losses(tmp_path / "pieces"), losses(tmp_path / "whole"), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
@@ -190,8 +197,12 @@ def test_two_processes_under_accelerate_equal_one(
     resumed = final_weights(tmp_path / "two")
     assert all(value.equal(resumed[name]) for name, value in two.items())
     forget_after(tmp_path / "two", 3)
+    shutil.copytree(tmp_path / "two", tmp_path / "four")
     loop.train(recipe(shards, tmp_path / "two"))  # and one process takes over what two have saved
     torch.testing.assert_close(losses(tmp_path / "two"), before, atol=2e-5, rtol=2e-5)
+    (tmp_path / "four.yaml").write_text(dump(recipe(shards, tmp_path / "four")))
+    launch(tmp_path / "four.yaml", configuration, "--num_processes", "4")
+    torch.testing.assert_close(losses(tmp_path / "four"), before, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.distributed
@@ -224,7 +235,7 @@ def test_one_process_goes_on_where_two_stopped(shards: Path, tmp_path: Path) -> 
     states = run_ranks(_cursors_after_three_batches, 2, shards)
     assert states[0] == states[1]
     lanes = states[0]["cursors"]["sources"][""]["lanes"]
-    assert sorted(lanes) == ["0", "1"]
+    assert sorted(lanes) == ["0", "1", "2", "3"]
     assert all(position > 0 for _, position in lanes.values())
 
 
