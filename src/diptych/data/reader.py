@@ -38,6 +38,8 @@ class Feed:
     stages: tuple[Stage, ...] = ()
     teacher_tokenizer: Tokenizer | None = None
     """Of a teacher, which reads every caption in its own ids."""
+    text_multiple: int = 1
+    """The texts of a batch are padded to a length that is a multiple of this."""
 
     def form(self, slot: int) -> Form:
         """How large the pictures and how long the captions of the batch that begins at this slot are."""

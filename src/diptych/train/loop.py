@@ -95,6 +95,7 @@ def feed_of(recipe: Recipe, model: DualEncoder, ranks: Ranks, teacher: Teacher |
         tokenizer=model.tokenizer,
         stages=recipe.stages,
         teacher_tokenizer=teacher.model.tokenizer if teacher is not None else None,
+        text_multiple=recipe.speed.chosen_text_multiple(),
     )
 
 
