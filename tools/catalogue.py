@@ -64,7 +64,8 @@ loss = contrastive_loss(image_features, text_features, logit_scale)
 loss = contrastive_loss(image_features, text_features, logit_scale, targets="same_caption", known={"caption_ids": ids})
 ```
 
-Plugs with a memory or parameters (`queue`, `sogclr`, `isogclr`, `adaptive`) want an object that lasts:
+Plugs with a memory or parameters (`queue`, `sogclr`, `isogclr`, `adaptive`, terms with a `teacher_dim`) want an object
+that lasts:
 
 ```python
 from diptych.losses import Moment, Objective, ObjectiveConfig, Pairs
@@ -76,9 +77,10 @@ objective.after_step(pairs)
 ```
 
 What a plug **needs** travels in `Pairs`: `known` (of pairs), `image_known`, `text_known`, `hard_captions`. In training
-the stream brings caption_ids, sample_ids (hashes of the keys), surface_features, where an average of the model is kept
-(`ema_decay`) teacher_features, and hard captions where `data.captions.hard` names their column; what it does not bring
-is refused before the first step. Combinations that have no meaning are refused with the reason.
+the stream brings caption_ids, sample_ids (hashes of the keys), surface_features, and hard captions where
+`data.captions.hard` names their column; teacher_features are the `teacher`'s, or those of the model's average
+(`ema_decay`). What is not there is refused before the first step. Combinations that have no meaning are refused with
+the reason.
 
 **Verified** says what the tests compare a plug with; all of it in float64, values and gradients with respect to images,
 texts, scale, bias and the plug's own parameters, at scales from 1 to 400 and on 1, 2 and 4 ranks.

@@ -4,17 +4,25 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 _OURS = ("diptych", "diptych_eval", "diptych_data")
 
@@ -46,26 +54,51 @@ class Bar:
             self._progress.update(self._task, advance=amount, status=status)
 
 
+class _Status(ProgressColumn):
+    """The text at the end; where the terminal is narrow it is cut, not what stands before it."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["status"], no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
 def progress(title: str, total: int | None, *, quiet: bool = False, done: int = 0) -> Iterator[Bar]:
     """A progress bar on stderr; nothing at all where stderr is no terminal or `quiet` is set."""
     if quiet or not sys.stderr.isatty():
         yield Bar(None, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[status]}"), console=Console(stderr=True)) as bars:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        _Status(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
         yield Bar(bars, bars.add_task(title, total=total, completed=done, status=""))
 
 
+class Tracker(Protocol):
+    """Whatever takes the same numbers besides."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Named numbers of a step; NaN and infinity may be among them."""
+        ...
+
+    def close(self, *, failed: bool = False) -> None:
+        """Writes out what it still holds; `failed`: the run has ended in an error."""
+        ...
+
+
 class MetricsLog:
-    """Appends one JSON object per logged step to `metrics.jsonl`, and the same numbers to TensorBoard when asked.
+    """Appends one JSON object per logged step to `metrics.jsonl`, and hands the same numbers to trackers.
 
     On resume, rows beyond the checkpoint are dropped: their steps are about to be made again.
     """
 
-    def __init__(self, path: Path, *, resume_step: int = 0, tensorboard: Path | None = None) -> None:
+    def __init__(self, path: Path, *, resume_step: int = 0, trackers: Sequence[Tracker] = ()) -> None:
         self._path = path
-        self._events = None if tensorboard is None else _event_writer(tensorboard, resume_step)
+        self._trackers = trackers
         self.rewind(resume_step)
 
     def rewind(self, step: int) -> None:
@@ -79,20 +112,13 @@ class MetricsLog:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | finite) + "\n")
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.write(step, values)
 
-    def close(self) -> None:
-        """Writes out what the tracker still holds."""
-        if self._events is not None:
-            self._events.close()
-
-
-def _event_writer(folder: Path, resume_step: int) -> "SummaryWriter":
-    from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and not every run wants it
-
-    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+    def close(self, *, failed: bool = False) -> None:
+        """Lets the trackers write out what they still hold."""
+        for tracker in self._trackers:
+            tracker.close(failed=failed)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -4,7 +4,9 @@ run/
   config.yaml           the resolved configuration; with it the same command resumes
   metrics.jsonl         one object per logged step
   faults.json           unusable samples by reason and shard, where there were any
+  summary.txt           what became of the run, in words
   tensorboard/          the same numbers for the tracker
+  wandb_id              of the run at Weights & Biases, where they go there too
   checkpoints/          see diptych.train.checkpoint
   eval/results.json     see diptych_eval.result
   report.html
@@ -42,6 +44,16 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Event files of the tracker."""
         return self.root / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """What Weights & Biases knows the run by."""
+        return self.root / "wandb_id"
+
+    @property
+    def summary(self) -> Path:
+        """What became of the run, in words."""
+        return self.root / "summary.txt"
 
     @property
     def checkpoints(self) -> Path:

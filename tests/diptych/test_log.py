@@ -1,6 +1,11 @@
+import io
 import json
 import logging
+import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,15 +36,27 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"step": 1}]
 
 
-def test_the_tracker_gets_the_same_numbers(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+class Noted:
+    """A tracker that remembers what it was told."""
 
-    log = MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tensorboard")
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.told.append((step, dict(values)))
+
+    def close(self, *, failed: bool = False) -> None:
+        self.told.append("failed" if failed else "closed")
+
+
+@pytest.mark.parametrize(("failed", "end"), [(False, "closed"), (True, "failed")])
+def test_trackers_get_the_same_numbers(tmp_path: Path, failed: bool, end: str) -> None:
+    trackers = [Noted(), Noted()]
+    log = MetricsLog(tmp_path / "metrics.jsonl", trackers=trackers)
     log.write(7, {"train/lr": 0.25})
-    log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/lr")] == [(7, 0.25)]
+    log.close(failed=failed)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 7, "train/lr": 0.25}]
+    assert [tracker.told for tracker in trackers] == [[(7, {"train/lr": 0.25}), end]] * 2
 
 
 @pytest.mark.parametrize(
@@ -59,3 +76,28 @@ def test_no_bar_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None
     with logs.progress("work", 3) as bar:
         bar.advance(status="x")
     assert capsys.readouterr().err == ""
+
+
+class Terminal(io.StringIO):
+    """Somebody watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"), [(120, "loss 4.430 · 765 samples/s · data wait 15%"), (60, "loss 4.430")]
+)
+def test_a_narrow_terminal_cuts_the_text_and_not_the_count(
+    columns: int, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    with logs.progress("training run", 1171, done=42) as bar:
+        bar.advance(status="loss 4.430 · 765 samples/s · data wait 15%")
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).strip().splitlines()[-1]
+    assert last.startswith("training run ")
+    assert re.search(rf" 43/1171 (-:--:--|\d:\d\d:\d\d) {shown}", last), last
+    assert len(last) <= columns

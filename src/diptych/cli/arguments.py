@@ -8,6 +8,7 @@ from diptych.cli.outcome import Outcome
 from diptych.config import C, Config, apply_override, describe, from_tree
 
 Verb = Callable[[argparse.Namespace], Outcome | dict[str, Any] | None]
+MODEL_HELP = "run folder, open_clip:NAME[:TAG or file], hf:NAME, or a folder of open_clip or transformers"
 _RUN_HELP = "Settings are key=value pairs over the YAML file; every key is listed below."
 
 

@@ -1,16 +1,15 @@
-"""`diptych eval`, `report`, `export`: verbs that take a model or a run."""
+"""`diptych eval`, `diptych report`: what is measured of a model, and how it is shown."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.arguments import add_overwrite, add_settings, add_verb
+from diptych.cli.arguments import MODEL_HELP, add_overwrite, add_settings, add_verb
 
 
 def add(verbs: Any) -> None:
     """Declares the verbs."""
     _add_eval(verbs)
-    _add_export(verbs)
 
 
 def _add_eval(verbs: Any) -> None:
@@ -22,7 +21,7 @@ def _add_eval(verbs: Any) -> None:
         example="diptych eval runs/first --config configs/eval/emoji.yaml",
         keys="diptych_eval.suite:EvalConfig",
     )
-    evaluate.add_argument("model", metavar="MODEL", help="run folder, or open_clip:NAME[:TAG]")
+    evaluate.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     evaluate.add_argument("--config", type=Path, required=True, help="YAML file of tasks")
     evaluate.add_argument("--out", type=Path, help="folder for results (default: RUN/eval)")
     add_settings(evaluate)
@@ -32,20 +31,6 @@ def _add_eval(verbs: Any) -> None:
     )
     report.add_argument("run", type=Path, metavar="RUN", help="run folder")
     report.add_argument("--out", type=Path, help="HTML file (default: RUN/report.html)")
-
-
-def _add_export(verbs: Any) -> None:
-    export = add_verb(
-        verbs,
-        "export",
-        _export,
-        "write a model in another library's form",
-        example="diptych export runs/first exported --to open_clip",
-    )
-    export.add_argument("model", metavar="MODEL", help="run folder, or open_clip:NAME[:TAG]")
-    export.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    export.add_argument("--to", choices=["open_clip"], default="open_clip", help="the library that will open it")
-    add_overwrite(export, "an export")
 
 
 def _eval(options: argparse.Namespace) -> dict[str, Any]:
@@ -74,10 +59,3 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
     out = options.out or run.report
     write_report(run.root, out)
     return {"report": str(out)}
-
-
-def _export(options: argparse.Namespace) -> dict[str, Any]:
-    from diptych.export.to_open_clip import export
-    from diptych_eval.load import load
-
-    return {"folder": str(export(load(options.model).model, options.out, overwrite=options.overwrite))}

@@ -66,6 +66,7 @@ class Rows:
     """Equal for the same sample of the same shard, on every rank and in every epoch."""
     hard_tokens: Int[Tensor, "n K context"]
     second_tokens: Int[Tensor, "n context"] | None
+    teacher_tokens: Int[Tensor, "n context"] | None
 
 
 @dataclass(frozen=True)
@@ -96,34 +97,59 @@ class Batch:
     """Those of K hard captions each (K may be 0), as long as `tokens`."""
     second_tokens: Int[Tensor, "B L2"] | None
     """Of a second caption of each picture, where `data.captions.second_views` asks for one."""
+    teacher_tokens: Int[Tensor, "B L3"] | None
+    """The same captions in the ids of a teacher's tokenizer, whole in all stages, where the run has a teacher."""
     cursors: Cursors
     """After this batch, for this rank's lanes."""
     faults: tuple[Fault, ...]
     """Unusable samples passed over since the last batch."""
 
 
-def merge(chunks: Sequence[Chunk]) -> Batch:
-    """A batch from its workers' chunks, rows in slot order."""
-    slots = [slot for chunk in chunks for slot in chunk.slots]
-    order = sorted(range(len(slots)), key=slots.__getitem__)
-    keys = [key for chunk in chunks for key in chunk.keys]
-    in_order = torch.tensor(order)
+def merge(chunks: Sequence[Chunk], *, text_multiple: int = 1, pinned: bool = False) -> Batch:
+    """A batch from its workers' chunks, rows in slot order.
+
+    Args:
+        text_multiple: what the length of texts is rounded up to a multiple of.
+        pinned: into page-locked memory, from which a GPU copies while the CPU goes on.
+    """
+    slots = sorted(slot for chunk in chunks for slot in chunk.slots)
+    place = {slot: number for number, slot in enumerate(slots)}
+    places = [torch.tensor([place[slot] for slot in chunk.slots], dtype=torch.long) for chunk in chunks]
+    keys = {place[slot]: key for chunk in chunks for slot, key in zip(chunk.slots, chunk.keys, strict=True)}
 
     def rows(name: str) -> Tensor:
         parts = [getattr(chunk.rows, name) for chunk in chunks]
-        return torch.cat(parts)[in_order] if len(parts) > 1 else parts[0]
+        return _in_order(parts, places, pinned=pinned) if len(parts) > 1 or pinned else parts[0]
+
+    def trimmed(name: str) -> Tensor | None:
+        return trim(rows(name), text_multiple) if getattr(chunks[0].rows, name) is not None else None
 
     # One length for right and hard captions, so that they can be embedded together.
     tokens, hard_tokens = rows("tokens"), rows("hard_tokens")
-    together = trim(torch.cat([tokens, hard_tokens.flatten(0, 1)]))
+    together = trim(torch.cat([tokens, hard_tokens.flatten(0, 1)]), text_multiple)
     return Batch(
         images=rows("images"),
         tokens=together[: len(tokens)],
-        keys=tuple(keys[i] for i in order),
+        keys=tuple(keys[number] for number in range(len(keys))),
         caption_ids=rows("caption_ids"),
         sample_ids=rows("sample_ids"),
         hard_tokens=together[len(tokens) :].view(*hard_tokens.shape[:2], together.shape[1]),
-        second_tokens=trim(rows("second_tokens")) if chunks[0].rows.second_tokens is not None else None,
+        second_tokens=trimmed("second_tokens"),
+        teacher_tokens=trimmed("teacher_tokens"),
         cursors=Cursors.merge([chunk.cursors for chunk in chunks]),
         faults=tuple(fault for chunk in chunks for fault in chunk.faults),
     )
+
+
+def _in_order(parts: Sequence[Tensor], places: Sequence[Tensor], *, pinned: bool) -> Tensor:
+    """Rows to their places, in one copy; pictures keep their order in memory."""
+    images = parts[0].ndim == 4 and parts[0].is_contiguous(memory_format=torch.channels_last)
+    whole = torch.empty(
+        (sum(len(part) for part in parts), *parts[0].shape[1:]),
+        dtype=parts[0].dtype,
+        memory_format=torch.channels_last if images else torch.contiguous_format,
+        pin_memory=pinned,
+    )
+    for part, at in zip(parts, places, strict=True):
+        whole[at] = part
+    return whole

@@ -131,7 +131,7 @@ def _decode_with_pillow(data: bytes) -> Image.Image:
             if picture.format in ("JPEG", "MPO"):
                 jpeg.refuse_many_scans(data)
             picture.load()
-            return _plain_mode(_turned(picture))
+            return plain(picture)
     except UnusableSample:
         raise
     except Image.DecompressionBombError as error:
@@ -145,6 +145,11 @@ def _formats() -> tuple[str, ...]:
     """Those of `_FORMATS` that this Pillow reads; to ask it for another is an error."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def plain(picture: Image.Image) -> Image.Image:
+    """The picture as RGB or, where it has transparency, RGBA; EXIF rotation applied."""
+    return _plain_mode(_turned(picture))
 
 
 def _turned(picture: Image.Image) -> Image.Image:

@@ -110,7 +110,8 @@ class Loader:
             gc.unfreeze()
             while True:
                 # The loader takes workers in turn, so this many consecutive chunks are one batch.
-                yield merge([_next(chunks) for _ in range(max(config.workers, 1))])
+                parts = [_next(chunks) for _ in range(max(config.workers, 1))]
+                yield merge(parts, text_multiple=self._feed.text_multiple, pinned=torch.cuda.is_available())
         finally:
             del chunks  # ends the workers, and a prefetch in this process
             if scratch is not None:

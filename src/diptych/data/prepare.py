@@ -101,13 +101,20 @@ class PixelCache:
 
 
 def rows(
-    samples: Sequence[Prepared], of: Sequence[int], *, sources: Sequence[Source], form: Form, tokenizer: Tokenizer
+    samples: Sequence[Prepared],
+    of: Sequence[int],
+    *,
+    sources: Sequence[Source],
+    form: Form,
+    tokenizer: Tokenizer,
+    teacher_tokenizer: Tokenizer | None = None,
 ) -> Rows:
     """Samples side by side.
 
     Args:
         of: the number of each sample's source.
         form: that of the batch they go into; the views have its size already.
+        teacher_tokenizer: of a teacher, which reads the captions in its own ids and as long as it takes them.
     """
     captions = [sample.caption for sample in samples]
     hard = [text for sample in samples for text in sample.hard_captions]
@@ -121,6 +128,7 @@ def rows(
         sample_ids=torch.tensor([sample.identity for sample in samples], dtype=torch.long),
         hard_tokens=encode(hard, tokenizer, form.context_length).view(len(samples), hard_count, form.context_length),
         second_tokens=encode(second, tokenizer, form.context_length) if config.second_views else None,
+        teacher_tokens=teacher_tokenizer(captions) if teacher_tokenizer is not None else None,
     )
 
 

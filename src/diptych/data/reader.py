@@ -36,6 +36,10 @@ class Feed:
     """Side of the pictures behind the last stage, pixels."""
     tokenizer: Tokenizer
     stages: tuple[Stage, ...] = ()
+    teacher_tokenizer: Tokenizer | None = None
+    """Of a teacher, which reads every caption in its own ids."""
+    text_multiple: int = 1
+    """The texts of a batch are padded to a length that is a multiple of this."""
 
     def form(self, slot: int) -> Form:
         """How large the pictures and how long the captions of the batch that begins at this slot are."""
@@ -102,7 +106,14 @@ class Chunks(IterableDataset[Chunk | DiptychError]):
             ]
             slot += feed.global_batch
             drawn = [before + count for before, count in zip(drawn, counts, strict=True)]
-            batch = rows(samples, of, sources=reading.sources, form=form, tokenizer=feed.tokenizer)
+            batch = rows(
+                samples,
+                of,
+                sources=reading.sources,
+                form=form,
+                tokenizer=feed.tokenizer,
+                teacher_tokenizer=feed.teacher_tokenizer,
+            )
             cursors = _cursors(reading.sources, slot, drawn, lanes)
             yield Chunk(slots, tuple(sample.key for sample in samples), batch, cursors, tuple(faults))
 

@@ -3,35 +3,72 @@
 FOLDER/
   open_clip_config.json       model_cfg and preprocess_cfg
   open_clip_model.safetensors weights under open_clip's names
+  README.md                   the model card
 """
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
+import open_clip
+import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diptych.errors import ConfigError, DataError
+from diptych.errors import ConfigError
+from diptych.export import card
+from diptych.export.check import Difference, Peer, compare
+from diptych.export.folder import building
 from diptych.models.dual_encoder import DualEncoder
 
 _NAMES = {"image_tower.": "visual.", "text_tower.": "text."}
+LIBRARY = card.Library(
+    "open_clip",
+    "open_clip",
+    """
+import open_clip
+from PIL import Image
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+image = model.encode_image(preprocess(Image.open("picture.jpg"))[None], normalize=True)
+texts = model.encode_text(tokenizer(["a red fox", "a blue whale"]), normalize=True)
+print((image @ texts.T * model.logit_scale.exp()).softmax(-1))
+""",
+)
 
 
-def export(model: DualEncoder, folder: Path, *, overwrite: bool = False) -> Path:
-    """Writes the model; returns the folder.
+def export(
+    model: DualEncoder, folder: Path, *, origin: card.Origin = card.UNKNOWN, overwrite: bool = False
+) -> Difference:
+    """Writes the model; returns how far the features are from its own when open_clip opens the folder again.
 
     Raises:
         ConfigError: open_clip does not know these towers.
         DataError: the folder is not empty and `overwrite` is off.
+        CheckpointError: what open_clip opens gives other features.
     """
     if model.open_clip_config is None:
         raise ConfigError(
             "open_clip cannot build these towers · model.towers · only those of `type: open_clip` go there"
         )
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise DataError(f"output folder is not empty · {folder} · choose another, or add --overwrite")
-    folder.mkdir(parents=True, exist_ok=True)
-    model_cfg = model.open_clip_config | {"custom_text": True}
+    with building(folder, overwrite=overwrite) as unfinished:
+        config = json.dumps(_config(model, model.open_clip_config), indent=2)
+        (unfinished / "open_clip_config.json").write_text(config + "\n", encoding="utf-8")
+        save_file(_renamed(model.state_dict()), unfinished / "open_clip_model.safetensors")
+        card.write(unfinished, model, LIBRARY, origin)
+        return compare(model, _opened(unfinished))
+
+
+def _config(model: DualEncoder, towers: dict[str, Any]) -> dict[str, Any]:
+    model_cfg = copy.deepcopy(towers) | {"custom_text": True}
+    # The weights lie beside it: whoever opens this need not fetch those that the towers began with.
+    if "timm_model_name" in model_cfg["vision_cfg"]:
+        model_cfg["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in model_cfg["text_cfg"]:
+        model_cfg["text_cfg"]["hf_model_pretrained"] = False
     if model.logit_bias is not None:
         model_cfg["init_logit_bias"] = 0.0
     preprocess_cfg = {
@@ -40,10 +77,7 @@ def export(model: DualEncoder, folder: Path, *, overwrite: bool = False) -> Path
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     }
-    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(_renamed(model.state_dict()), folder / "open_clip_model.safetensors")
-    return folder
+    return {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -57,3 +91,14 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if name in renamed:
             renamed[name] = renamed[name].squeeze(0)
     return renamed
+
+
+def _opened(folder: Path) -> Peer:
+    theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", precision="fp32")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+
+    def encode_image(images: Tensor) -> Tensor:
+        pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        return theirs.encode_image(torch.stack([preprocess(picture) for picture in pictures]))
+
+    return Peer(encode_image, lambda texts: theirs.encode_text(tokenizer(list(texts))))

@@ -42,6 +42,8 @@ class Pairs:
     """What is known of the texts alone."""
     hard_captions: Float[Tensor, "B K D"] | None = None
     """Unit-norm features of K wrong captions of each picture."""
+    teacher_scale: float | None = None
+    """Multiplies cosines of `teacher_features`; none: the teacher is an average of the model and shares its scale."""
 
     def check(self) -> None:
         """Raises ValueError unless the shapes agree."""

@@ -112,10 +112,13 @@ class ContrastiveLoss(nn.Module):
         needs = self._plugs.needs
         dtype = accumulation_dtype(pairs.image_features)
         columns: Modality = "text" if rows == "image" else "image"
+        shared = {"logit_scale": pairs.logit_scale.to(dtype), "logit_bias": pairs.bias.to(dtype)}
+        if pairs.teacher_scale is not None:
+            shared["teacher_scale"] = shared["logit_scale"].new_tensor(pairs.teacher_scale)
         return Grid(
             rows=numbered(pairs.side(rows, needs), group),
             columns=gathered(pairs.side(columns, needs), group),
-            shared={"logit_scale": pairs.logit_scale.to(dtype), "logit_bias": pairs.bias.to(dtype)},
+            shared=shared,
             group=group,
             directions=directions,
             similarity=self._plugs.similarity,

@@ -55,14 +55,27 @@ class Objective(nn.Module):
         """Every rank must call: process groups are made here."""
         super().__init__()
         self.config = config
+        self.embed_dim = embed_dim
         self.contrastive = ContrastiveLoss(config.contrastive, embed_dim=embed_dim)
         self.groups: Groups = make_groups(config.contrastive.gather)
+        built: dict[str, Any] = {term.choice_name: term.build(embed_dim) for term in config.regularisers}
+        # Held in a dict besides, as in ContrastiveLoss.
+        self.modules_of_terms = nn.ModuleDict({n: term for n, term in built.items() if isinstance(term, nn.Module)})
+        self._terms_by_name = built
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What the batch must know beside features."""
         names = (*self.contrastive.needs, *(name for term in self.config.regularisers for name in term.needs))
         return tuple(dict.fromkeys(names))
+
+    @property
+    def teacher_widths(self) -> dict[str, int]:
+        """Plug → width that the teacher's features must have for it; of those to which it matters."""
+        contrastive = self.config.contrastive
+        plugs: tuple[Any, ...] = (contrastive.targets, *contrastive.candidates, *self.config.regularisers)
+        asked = {plug.choice_name: plug.teacher_width(self.embed_dim) for plug in plugs}
+        return {name: width for name, width in asked.items() if width is not None}
 
     def forward(self, pairs: Pairs, moment: Moment = Moment()) -> Terms:  # noqa: B008 - immutable
         """All terms. Every rank must call; `after_step` follows once per batch."""
@@ -75,7 +88,7 @@ class Objective(nn.Module):
         total = self.config.contrastive.weight * contrastive + _unused(pairs)
         scalars = {"contrastive": contrastive.detach()}
         for term in self.config.regularisers:
-            value = term(pairs, group)
+            value = self._terms_by_name[term.choice_name](pairs, group)
             total = total + term.weight * value
             scalars[term.choice_name] = value.detach()
         return Terms(total, scalars | {"total": total.detach()})

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from diptych.names import begins, check
 
 _LAYER = re.compile(r"\.(?:resblocks|blocks|layers|layer|h)\.(\d+)\.")
-_STEM = re.compile(r"embed|conv1|patch|cls_token|ln_pre|norm_pre")
+# `pre_layrnorm` is how transformers spells it.
+_STEM = re.compile(r"embed|conv1|patch|cls_token|ln_pre|norm_pre|pre_layrnorm|pre_layernorm")
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,16 @@ def split(
     names = [name for name, _ in named]
     check(rates or (), names, where="optim.rates")
     depths = _depths(names)
-    found: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
+    found: dict[tuple[bool, float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
             keep = parameter.ndim < 2 or id(parameter) in embeddings or "positional_embedding" in name
             rate = _rate(name, rates or {}) * (layer_decay ** depths[name] if layer_decay is not None else 1.0)
-            found.setdefault((not keep, rate), []).append((name, parameter))
+            # Apart: torch's fused optimizers take divided parameters (FSDP2) or whole ones (an objective's), not both.
+            found.setdefault((not keep, rate, isinstance(parameter, DTensor)), []).append((name, parameter))
     return [
         ParameterGroup("decay" if decays else "plain", tuple(parameters), decays, rate)
-        for (decays, rate), parameters in sorted(found.items(), key=lambda item: (not item[0][0], -item[0][1]))
+        for (decays, rate, _), parameters in sorted(found.items(), key=lambda item: (not item[0][0], -item[0][1]))
     ]
 
 

@@ -42,12 +42,21 @@ class LogConfig(Config):
 
     every_steps: int = 10
     """Optimizer steps between lines of metrics.jsonl; reading the device's scalars is a synchronisation."""
+    geometry_every_steps: int | None = 100
+    """The geometry of the batch's features (`diptych.geometry`) is in the first line at or behind each multiple of
+    this; none: in no line."""
     tensorboard: bool = True
     """Also write TensorBoard event files."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the same numbers (`pip install 'diptych[wandb]'`); none: it is not used."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
             raise ValueError(f"every_steps must be at least 1, not {self.every_steps}")
+        if self.geometry_every_steps is not None and self.geometry_every_steps < 1:
+            raise ValueError(f"geometry_every_steps must be at least 1, not {self.geometry_every_steps}")
+        if self.wandb is not None and not self.wandb.strip():
+            raise ValueError("wandb must be the name of a project; leave it out where there is none")
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,10 @@ class Recipe(Config):
     """Decay per step of an averaged copy of the weights, in (0, 1); none: no copy."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The two towers."""
+    teacher: ModelConfig | None = None
+    """Another model, frozen, with weights that it brings along: its features are the `teacher_features` that losses
+    ask for, its logit scale goes with them. It has its own size of pictures (the run's are resized), tokenizer and
+    width. None: the averaged model (`ema_decay`) is the teacher. Not in checkpoints: a resumed run builds it again."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What is minimised."""
     speed: SpeedConfig = field(default_factory=SpeedConfig)
@@ -125,6 +138,19 @@ class Recipe(Config):
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.total_samples // self.global_batch
+
+    def is_logged(self, step: int) -> bool:
+        """Whether optimizer step `step`, from 1, has a line in metrics.jsonl: ranks meet there."""
+        return step % self.log.every_steps == 0 or step == self.total_steps
+
+    def has_geometry(self, step: int) -> bool:
+        """Whether that line has the geometry of features: a multiple of `log.geometry_every_steps` lies behind the
+        line before, and not behind this step."""
+        every = self.log.geometry_every_steps
+        if every is None or not self.is_logged(step):
+            return False
+        line_before = (step - 1) // self.log.every_steps * self.log.every_steps
+        return step // every > line_before // every
 
 
 MAY_CHANGE = (

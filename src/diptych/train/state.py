@@ -16,6 +16,7 @@ from diptych.errors import CheckpointError, one_line
 from diptych.losses.objective import Objective
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
+from diptych.models.teacher import Teacher
 from diptych.train import checkpoint
 from diptych.train.checkpoint import Snapshot
 from diptych.train.guard import Guard
@@ -33,6 +34,8 @@ class TrainState:
     optimizer: Optimizer
     ema: Ema[DualEncoder] | None
     guard: Guard
+    teacher: Teacher | None = None
+    """In no checkpoint: it follows from the recipe, and does not change."""
     step: int = 0
     samples_seen: int = 0
     cursors: Cursors | None = None

@@ -1,6 +1,6 @@
 """One optimizer step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,9 +15,12 @@ from diptych.losses.accumulate import Features, accumulate, gradient_sync
 from diptych.losses.batch import Moment, Pairs
 from diptych.losses.objective import Objective, Terms
 from diptych.losses.plugs.weights.inverse_propensity import surface_features
+from diptych.models.dual_encoder import Embeddings
 from diptych.models.patch_dropout import keep_all_patches
+from diptych.models.teacher import Teacher
 from diptych.optim import optimizers, schedules
 from diptych.seeding import derive
+from diptych.train import meters
 from diptych.train.recipe import Recipe
 from diptych.train.state import TrainState
 
@@ -29,6 +32,8 @@ class StepResult:
     terms: Terms
     grad_norm: Tensor
     lr: float
+    figures: dict[str, Tensor] = field(default_factory=dict)
+    """What else there is to log, by its name in metrics.jsonl; empty where the step is not logged."""
 
 
 def run(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch) -> StepResult:
@@ -43,6 +48,7 @@ def run(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch) -> Step
     moment = Moment(state.step, state.samples_seen, recipe.seed)
     pairs, terms = _gradients(recipe, engine, state, batch, moment)
     average_gradients(state.objective.parameters())
+    figures = meters.inside_step(recipe, state.step + 1, state.model, pairs)
     modules = (state.model, state.objective)
     with record_function("diptych.optimizer"):
         update = optimizers.update(state.optimizer, modules, recipe.optim.grad_clip_norm, state.guard.judge)
@@ -54,13 +60,13 @@ def run(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch) -> Step
             state.ema.update(state.model)
     state.advance(batch, samples=recipe.global_batch)
     # Detached, or the graph would outlive the step.
-    return StepResult(Terms(terms.total.detach(), terms.scalars), update.grad_norm, lr)
+    return StepResult(Terms(terms.total.detach(), terms.scalars), update.grad_norm, lr, figures)
 
 
 _OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")
 
 
-def check_needs(recipe: Recipe, objective: Objective) -> None:
+def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = None) -> None:
     """Raises ConfigError when the objective needs what training does not have."""
     lacking = [name for name in objective.needs if name not in _OFFERED]
     if objective.config.wants_hard_captions and recipe.data.caption_configs[0].hard is None:
@@ -73,8 +79,29 @@ def check_needs(recipe: Recipe, objective: Objective) -> None:
             f"the stream does not bring {', '.join(lacking)} · objective · choose other plugs, or call "
             "diptych.losses.objective from a loop of your own"
         )
-    if "teacher_features" in objective.needs and recipe.ema_decay is None:
-        raise ConfigError("teacher_features are those of the averaged model · objective · set ema_decay, such as 0.995")
+    if "teacher_features" in objective.needs:
+        _check_widths(recipe, objective, teacher)
+    elif teacher is not None:
+        raise ConfigError(
+            "nothing in the objective asks the teacher · objective · give it the targets momentum or the regulariser "
+            "distillation, or leave `teacher` out"
+        )
+
+
+def _check_widths(recipe: Recipe, objective: Objective, teacher: Teacher | None) -> None:
+    """Raises ConfigError unless there is a teacher, and as wide as plugs want it."""
+    if teacher is None and recipe.ema_decay is None:
+        raise ConfigError(
+            "teacher_features are those of the averaged model, or of another · objective · set ema_decay, such as "
+            "0.995, or name a `teacher`"
+        )
+    width = teacher.model.embed_dim if teacher is not None else objective.embed_dim
+    for name, asked in objective.teacher_widths.items():
+        if asked != width:
+            raise ConfigError(
+                f"the teacher's features have {width} numbers, {name} compares them with {asked} · objective · "
+                f"distillation and interactive take `teacher_dim: {width}`, targets momentum any width"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,6 +111,7 @@ class _Inputs:
     images: Tensor
     tokens: Tensor
     hard_tokens: Tensor | None
+    teacher_tokens: Tensor | None
 
 
 def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, moment: Moment) -> tuple[Pairs, Terms]:
@@ -98,7 +126,8 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
         # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.
-        pairs = Pairs(**features, known=known, image_known=image_known, text_known=text_known)
+        scale = state.teacher.logit_scale if state.teacher is not None else None
+        pairs = Pairs(**features, known=known, image_known=image_known, text_known=text_known, teacher_scale=scale)
         with record_function("diptych.loss"):
             terms = state.objective(pairs, moment)
         return terms.total, (pairs, terms)
@@ -116,11 +145,14 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
 
 def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:
     """A batch in pieces of at most `size` rows, on the device."""
-    images, tokens = (tensor.to(device, non_blocking=True).split(size) for tensor in (batch.images, batch.tokens))
-    hard: tuple[Tensor | None, ...] = (None,) * len(images)
-    if batch.hard_tokens.numel():
-        hard = batch.hard_tokens.to(device, non_blocking=True).split(size)
-    return [_Inputs(*part) for part in zip(images, tokens, hard, strict=True)]
+    hard = batch.hard_tokens if batch.hard_tokens.numel() else None
+    columns = (batch.images, batch.tokens, hard, batch.teacher_tokens)
+    count = -(-len(batch.images) // size)
+    divided = [
+        column.to(device, non_blocking=True).split(size) if column is not None else (None,) * count
+        for column in columns
+    ]
+    return [_Inputs(*part) for part in zip(*divided, strict=True)]
 
 
 def _known(
@@ -133,9 +165,19 @@ def _known(
         known["sample_ids"] = batch.sample_ids.to(engine.device, non_blocking=True)
     if "surface_features" in needs:
         known["surface_features"] = torch.cat([surface_features(part.tokens) for part in parts])
-    if "teacher_features" not in needs or state.ema is None:
+    if "teacher_features" not in needs:
         return known, {}, {}
-    with torch.no_grad(), engine.autocast():
-        teacher = [state.ema.model(part.images, part.tokens) for part in parts]
-    image, text = (torch.cat([getattr(t, f"{m}_features") for t in teacher]) for m in ("image", "text"))
+    with torch.no_grad(), engine.autocast(), record_function("diptych.teacher"):
+        taught = [_taught(state, part) for part in parts]
+    image, text = (torch.cat([getattr(t, f"{m}_features") for t in taught]) for m in ("image", "text"))
     return known, {"teacher_features": image}, {"teacher_features": text}
+
+
+def _taught(state: TrainState, part: _Inputs) -> Embeddings:
+    """What the teacher makes of some rows."""
+    if state.teacher is not None:
+        assert part.teacher_tokens is not None, "the feed asks for them wherever there is a teacher"
+        return state.teacher.embed(part.images, part.teacher_tokens)
+    assert state.ema is not None, "check_needs has seen to it that there is a teacher"
+    found: Embeddings = state.ema.model(part.images, part.tokens)
+    return found

@@ -12,8 +12,9 @@ from diptych.data.tokens import trim
 from diptych.distributed.sharding import blocks
 from diptych.errors import CheckpointError, ConfigError
 from diptych.export.to_open_clip import export
-from diptych.models import dual_encoder
+from diptych.models import dual_encoder, speed
 from diptych.models.dual_encoder import DualEncoder, Embeddings, ModelConfig
+from diptych.models.speed import SpeedConfig
 from diptych.optim import groups
 from diptych.testing import TINY_MODEL, run_ranks
 
@@ -366,3 +367,25 @@ def test_two_ranks_make_the_gradients_of_one(tmp_path: Path, way: str) -> None:
     expected = [p.grad for p in model.parameters() if p.grad is not None and p.grad.numel() > 1]
     for gradients in run_ranks(divided_gradients, 2, tmp_path, way):
         torch.testing.assert_close(gradients, expected, atol=1e-6, rtol=1e-4)  # another order of the same sums
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "chinese_clip"])
+def test_activations_computed_again_change_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, tokenizer = KINDS[kind]
+    open_folder(tmp_path, make, **tokenizer)
+    calls: list[object] = []
+    name = "_checkpoint_without_reentrant_generator"
+    whole = getattr(torch.utils.checkpoint, name)
+    monkeypatch.setattr(torch.utils.checkpoint, name, lambda *a, **k: (calls.append(a), whole(*a, **k))[1])
+
+    def gradients(config: SpeedConfig) -> list[Tensor]:
+        model = build(tmp_path).train()
+        speed.prepare(model, config)
+        torch.manual_seed(0)  # some have dropout, which is to drop the same again
+        found = model(IMAGES, model.tokenizer(TEXTS))
+        (found.image_features * found.text_features).sum().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    plain, again = gradients(SpeedConfig()), gradients(SpeedConfig(checkpoint_activations=True))
+    assert len(calls) == 4  # layers of both towers
+    torch.testing.assert_close(again, plain)

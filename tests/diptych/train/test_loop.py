@@ -37,7 +37,7 @@ def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
         "data": {"shards": str(shards), "lanes": 4, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
         "optim": {"peak_lr": 1e-2, "schedule": {"warmup_samples": 16}},
         "checkpoint": {"every_samples": 24, "keep_last": 10},
-        "log": {"every_steps": 1, "tensorboard": False},
+        "log": {"every_steps": 1, "tensorboard": False, "geometry_every_steps": 3},
     }
     return from_tree(Recipe, tree | changes)
 
@@ -52,6 +52,12 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 
 def losses(run: Path) -> list[float]:
     return [row["train/loss/total"] for row in read_metrics(run / "metrics.jsonl")]
+
+
+def watched(run: Path) -> list[dict[str, float]]:
+    """Of each row what is measured inside the step: norms of gradients, geometry of features."""
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "train/lr" in row]
+    return [{n: v for n, v in row.items() if n.startswith(("train/grad_norm", "geometry/"))} for row in rows]
 
 
 def test_training_learns_and_logs(shards: Path, tmp_path: Path) -> None:
@@ -174,6 +180,8 @@ def test_two_processes_under_accelerate_equal_one(
     (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two")))
     launch(tmp_path / "two.yaml", configuration)
     torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(watched(tmp_path / "two"), watched(tmp_path / "one"), atol=1e-4, rtol=1e-3)
+    assert [len(row) for row in watched(tmp_path / "two")] == [3, 3, 9, 3, 3, 9, 3, 3, 9, 3]
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
     for name, value in one.items():
         # ten AdamW steps of 1e-2: a gradient's sign may flip where it is zero but for rounding
@@ -208,6 +216,7 @@ def test_zero_equals_one_process_and_resumes(
     launch(tmp_path / "two.yaml", "cpu_zero", *options)
     before = losses(tmp_path / "two")
     torch.testing.assert_close(before, losses(tmp_path / "one"), atol=2e-5, rtol=2e-5)
+    assert [len(row) for row in watched(tmp_path / "two")] == [1, 1, 7, 1, 1, 7, 1, 1, 7, 1]  # no norms by tower
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=5e-3, rtol=1e-2, msg=name)

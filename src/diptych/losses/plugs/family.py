@@ -50,6 +50,10 @@ class Plug:
         """Attaches what the tiles will need. Every rank of the group calls."""
         return grid
 
+    def teacher_width(self, embed_dim: int) -> int | None:
+        """How wide `teacher_features` must be; None: as they like, or they are not looked at."""
+        return None
+
 
 class Similarity(Plug, Choice):
     """How alike two features are."""

@@ -186,7 +186,12 @@ def _pixels(name: str, config: Any) -> _Pixels:
 
     try:
         theirs = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if not hasattr(config, "vision_config"):
+            raise ConfigError(
+                f"neither an image processor nor an image tower, {config.model_type!r} is no dual encoder · {name} · "
+                "name a model of pictures and texts"
+            ) from error
         log.warning("no image processor, pixels are normalised as CLIP's name=%s", name)
         return _Pixels(config.vision_config.image_size)
     size = theirs.crop_size if getattr(theirs, "do_center_crop", False) else theirs.size

@@ -41,6 +41,10 @@ class Queue(Candidates, name="queue"):
         """The queue, empty."""
         return FeatureQueue(self, embed_dim)
 
+    def teacher_width(self, embed_dim: int) -> int | None:
+        """The model's own: its anchors are compared with the teacher's features."""
+        return embed_dim
+
 
 def older_self(tile: Tile) -> Bool[Tensor, "R C"]:
     """Entries of a queue that are the anchor's own sample."""

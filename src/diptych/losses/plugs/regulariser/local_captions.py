@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diptych.distributed.groups import Group
-from diptych.errors import ConfigError
 from diptych.losses.batch import Pairs
 from diptych.losses.plugs.candidates.hard_captions import known_hard_captions
 from diptych.losses.plugs.family import Regulariser
+from diptych.losses.projection import teacher_of
 
 
 @dataclass(frozen=True)
@@ -54,33 +54,15 @@ class TextGrounded(Regulariser, name="text_grounded"):
     scale: float = 10.0
     """c."""
 
+    def teacher_width(self, embed_dim: int) -> int | None:
+        """The model's own."""
+        return embed_dim
+
     def __call__(self, pairs: Pairs, group: Group) -> Float[Tensor, ""]:
         """The mean over this rank's pairs."""
-        teacher = _teacher(pairs, "text")
+        teacher = teacher_of(pairs, "text")
         scale = torch.tensor(self.scale, device=teacher.device)
         return _choice(pairs.side("text").features, teacher, known_hard_captions(pairs), scale)
-
-
-@dataclass(frozen=True)
-class Distillation(Regulariser, name="distillation"):
-    """Features stay near those of the averaged model.
-
-        mean_i ‖I_i − Ī_i‖² + ‖T_i − T̄_i‖²,   Ī, T̄: `teacher_features`
-
-    Source: arXiv:2504.16801, global distillation (there 0.005 times the sum over the 32 pairs of a device; EMA 0.9996).
-    Cost: a forward pass of the teacher.
-    Use: fine-tuning on hard captions without forgetting.
-    Verified: dense float64; no gradient reaches the teacher; a teacher equal to the model gives 0.
-    """
-
-    needs: ClassVar[tuple[str, ...]] = ("teacher_features",)
-    weight: float = 0.16
-    """Factor of this term in the total."""
-
-    def __call__(self, pairs: Pairs, group: Group) -> Float[Tensor, ""]:
-        """The mean over this rank's pairs."""
-        image = (pairs.side("image").features - _teacher(pairs, "image")).square().sum(1)
-        return (image + (pairs.side("text").features - _teacher(pairs, "text")).square().sum(1)).mean()
 
 
 def _choice(anchors: Tensor, right: Tensor, wrong: Float[Tensor, "B K D"], scale: Tensor) -> Float[Tensor, ""]:
@@ -88,10 +70,3 @@ def _choice(anchors: Tensor, right: Tensor, wrong: Float[Tensor, "B K D"], scale
     candidates = torch.cat([right[:, None, :], wrong.to(anchors.dtype)], 1)
     logits = scale * torch.einsum("bd,bkd->bk", anchors, candidates)
     return F.cross_entropy(logits, torch.zeros(len(anchors), dtype=torch.long, device=anchors.device))
-
-
-def _teacher(pairs: Pairs, modality: str) -> Tensor:
-    known = pairs.image_known if modality == "image" else pairs.text_known
-    if "teacher_features" not in known:
-        raise ConfigError(f"teacher_features of the {modality}s are not known · objective · keep an average: ema_decay")
-    return known["teacher_features"].detach()

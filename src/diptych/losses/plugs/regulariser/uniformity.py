@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diptych import geometry
 from diptych.distributed.collectives import all_gather
 from diptych.distributed.groups import Group
 from diptych.losses.batch import Pairs, gathered, numbered
@@ -55,7 +56,7 @@ class Alignment(Regulariser, name="alignment"):
 
     def __call__(self, pairs: Pairs, group: Group) -> Float[Tensor, ""]:
         """The mean over this rank's pairs."""
-        return (pairs.side("image").features - pairs.side("text").features).square().sum(1).mean()
+        return geometry.alignment(pairs.image_features, pairs.text_features)
 
 
 def _spread(pairs: Pairs, rows: Modality, columns: Modality, group: Group) -> Float[Tensor, ""]:
@@ -76,7 +77,7 @@ def _spread(pairs: Pairs, rows: Modality, columns: Modality, group: Group) -> Fl
 
 
 def _near(tile: Tile) -> Tensor:
-    return 4 * tile.similarity - 4  # -2 ‖x − y‖² of unit vectors
+    return geometry.exponent(tile.similarity)
 
 
 def _others(tile: Tile) -> tuple[Tensor]:

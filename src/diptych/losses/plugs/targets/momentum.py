@@ -1,4 +1,4 @@
-"""A slowly moving teacher says what else is right."""
+"""A teacher says what else is right."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,15 +16,19 @@ from diptych.losses.plugs.family import Targets
 
 @dataclass(frozen=True)
 class Momentum(Targets, name="momentum"):
-    """Part of the target is the softmax of an averaged model over the same candidates.
+    """Part of the target is the softmax of a teacher over the same candidates.
 
-        π_ij = (1−a)·[i = j] + a·softmax_j(s · ⟨Ī_i, T̄_j⟩)
+        π_ij = (1−a)·[i = j] + a·softmax_j(s̄ · ⟨Ī_i, T̄_j⟩)
 
-    Ī, T̄ are `teacher_features`: those of the EMA model.
-    Source: arXiv:2107.07651, momentum distillation (a = 0.4, raised linearly over the first epoch).
+    Ī, T̄ are `teacher_features`: those of the averaged model, with the model's own s for s̄; or those of a `teacher`, of
+    whatever width, with the scale that it was trained with.
+    Source: arXiv:2107.07651, momentum distillation (a = 0.4, raised linearly over the first epoch). With a `teacher`
+    and a = 1, to a constant, the contrastive relational distillation of arXiv:2307.12732 and the affinity mimicking of
+    arXiv:2309.12314; the former adds it to CLIP's loss: a = 0.5 at twice the weight.
     Cost: a forward pass of the teacher per step, and two more products per pair.
-    Use: noisy web captions; with the candidates `queue`.
-    Verified: dense float64; a = 0 equals `identity`; targets sum to 1 over batch and queue.
+    Use: noisy web captions; with the candidates `queue`; a small model that learns from a large one.
+    Verified: dense float64; a = 0 equals `identity`; targets sum to 1 over batch and queue; a teacher of another width
+    and scale.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("teacher_features",)
@@ -46,7 +50,7 @@ class Momentum(Targets, name="momentum"):
         ramp = min(1.0, moment.samples_seen / self.ramp_samples) if self.ramp_samples else 1.0
         grid = grid.share(
             teacher_share=grid.rows.features.new_tensor(self.share * ramp),
-            teacher_scale=grid.shared["logit_scale"].detach(),
+            teacher_scale=grid.shared.get("teacher_scale", grid.shared["logit_scale"]).detach(),
         )
         with torch.no_grad():
             found = grid.reduce(lambda tile: (_teacher_logits(tile),), ("logsumexp",))

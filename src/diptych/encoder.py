@@ -1,0 +1,147 @@
+"""Any model as one object with `encode_image` and `encode_text`: `diptych.load(NAME)`.
+
+    runs/first                    a run: its newest intact checkpoint, averaged weights where it kept them
+    open_clip:ViT-B-32:openai     a model of open_clip: random weights, a tag of public ones, or a file of weights
+    open_clip:FOLDER              a folder in open_clip's form
+    hf:google/siglip-base-patch16-224, hf:FOLDER      a dual encoder of transformers
+
+A folder without a word before it is known by what lies in it. Each form is one function here that gives a
+`DualEncoder`; what lies on top of a model, such as adapters, belongs between that and `ModelEncoder`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from diptych.config import from_tree, read_yaml
+from diptych.data.images import evaluation_view, plain
+from diptych.data.tokens import trim
+from diptych.errors import CheckpointError, ConfigError, one_line
+from diptych.models import dual_encoder
+from diptych.models.dual_encoder import DualEncoder, ModelConfig
+from diptych.runfolder import RunFolder
+from diptych.train import checkpoint
+
+_TEXT_BATCH, _IMAGE_BATCH = 512, 256
+
+
+class ModelEncoder:
+    """A dual encoder ready to measure: evaluation mode, no gradients, float32 features on the CPU."""
+
+    def __init__(self, model: DualEncoder) -> None:
+        self.model = model.eval()
+        self.image_size = model.image_size
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self.fingerprint = _fingerprint(model)
+        self._device = model.logit_scale.device
+
+    @torch.inference_mode()
+    def encode_image(self, images: UInt8[Tensor, "B 3 height width"] | Sequence[Image.Image]) -> Float[Tensor, "B D"]:
+        """Unit-norm features of uint8 pixels of the model's size, or of pictures of any size, which are brought to it
+        as in every evaluation (`diptych.data.images.evaluation_view`)."""
+        if isinstance(images, Tensor):
+            return self.model.encode_image(images.to(self._device)).cpu()
+        parts = [
+            self.encode_image(torch.stack([evaluation_view(plain(image), self.image_size) for image in batch]))
+            for batch in (images[first : first + _IMAGE_BATCH] for first in range(0, len(images), _IMAGE_BATCH))
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.model.embed_dim)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Unit-norm features of captions; batches hold captions of similar length, so that little is padding."""
+        if not texts:
+            return torch.empty(0, self.model.embed_dim)
+        tokens = self.model.tokenizer(list(texts))
+        order = torch.argsort((tokens != 0).sum(1))
+        parts = [self.model.encode_text(trim(rows).to(self._device)).cpu() for rows in tokens[order].split(_TEXT_BATCH)]
+        features = torch.cat(parts)
+        return torch.empty_like(features).index_copy_(0, order, features)
+
+
+def _fingerprint(model: DualEncoder) -> str:
+    """A hash of all weights and of the architecture."""
+    digest = hashlib.sha256(json.dumps(model.open_clip_config, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load(name: str) -> ModelEncoder:
+    """The model that `name` means, see above.
+
+    Raises:
+        CheckpointError: there is no model of that name, or its weights cannot be used.
+        ConfigError: there is one, and it is no dual encoder that can be built here.
+    """
+    return ModelEncoder(_open(name))
+
+
+def _open(name: str) -> DualEncoder:
+    """By the word before the first colon, or by what lies in the folder."""
+    kind, colon, rest = name.partition(":")
+    if colon and kind in _KINDS:
+        return _KINDS[kind](rest)
+    for file, opener in _MARKS.items():
+        if (Path(name) / file).is_file():
+            return opener(name)
+    raise CheckpointError(
+        f"neither a run folder, a folder with a model, open_clip:NAME[:TAG] nor hf:NAME · {name} · check the path"
+    )
+
+
+def load_run(run: RunFolder) -> DualEncoder:
+    """The model of a run with the weights of its newest intact checkpoint."""
+    tree = read_yaml(run.config)
+    if "model" not in tree:
+        raise CheckpointError(f"not the configuration of a run, it has no model · {run.config} · check the path")
+    config = from_tree(ModelConfig, tree["model"], where=str(run.config))
+    model = dual_encoder.build(config, seed=0)
+    try:
+        model.load_state_dict(checkpoint.load_weights(run.checkpoints))
+    except RuntimeError as error:
+        raise CheckpointError(f"weights do not fit config.yaml ({one_line(error, 200)}) · {run.root}") from None
+    return model
+
+
+def _load_open_clip(name: str) -> DualEncoder:
+    """`NAME`, `NAME:TAG`, `NAME:FILE`, or a folder with open_clip_config.json and open_clip_model.safetensors."""
+    from diptych.models.towers.open_clip import OpenClipTowers
+
+    _refuse_missing_folder(name)
+    architecture, _, tag = (name, "", "") if Path(name).is_dir() else name.partition(":")
+    return dual_encoder.build(ModelConfig(towers=OpenClipTowers(architecture, weights=tag or None)), seed=0)
+
+
+def _load_hf(name: str) -> DualEncoder:
+    from diptych.models.towers.hf import HfTowers
+
+    _refuse_missing_folder(name)
+    return dual_encoder.build(ModelConfig(towers=HfTowers(name)), seed=0)
+
+
+def _refuse_missing_folder(name: str) -> None:
+    """Before a library looks for it on a hub."""
+    if name.startswith(("/", "./", "../")) and not Path(name.partition(":")[0]).exists():
+        raise CheckpointError(f"no such folder · {name} · check the path")
+
+
+def _refuse_adapter(name: str) -> DualEncoder:
+    raise ConfigError(f"an adapter of PEFT, not a model · {name} · merge it into its base model, and open that")
+
+
+_KINDS: dict[str, Callable[[str], DualEncoder]] = {"open_clip": _load_open_clip, "hf": _load_hf}
+_MARKS: dict[str, Callable[[str], DualEncoder]] = {
+    "config.yaml": lambda name: load_run(RunFolder(Path(name))),
+    "open_clip_config.json": _load_open_clip,
+    "adapter_config.json": _refuse_adapter,
+    "config.json": _load_hf,
+}
+"""The file that tells what a folder is."""

@@ -1,0 +1,45 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+import diptych
+from diptych.export import to_open_clip
+from diptych.models.dual_encoder import DualEncoder
+
+Make = Callable[..., DualEncoder]
+TEXTS = ["a red fox", "the cat on the grass!", "a photo of a cat on the red grass of a fox " * 9]
+IMAGES = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("bias", [None, -10.0])
+def test_open_clip_and_we_open_it_to_the_same(tmp_path: Path, make: Make, bias: float | None) -> None:
+    model = make(bias=bias)
+    difference = to_open_clip.export(model, tmp_path / "out")
+    assert max(difference.image, difference.text) < 1e-5
+    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'out'}", precision="fp32")
+    for name in ("logit_scale", "logit_bias"):
+        ours, their = getattr(model, name), getattr(theirs, name)
+        assert (None if their is None else their.item()) == (None if ours is None else ours.item())
+    for name in (f"open_clip:{tmp_path / 'out'}", str(tmp_path / "out")):
+        again = diptych.load(name)
+        with torch.no_grad():
+            assert again.encode_image(IMAGES).equal(model.encode_image(IMAGES))
+            torch.testing.assert_close(
+                again.encode_text(TEXTS), model.encode_text(model.tokenizer(TEXTS)), atol=1e-6, rtol=0
+            )
+        assert (again.model.logit_bias is None) == (bias is None)
+
+
+def test_who_opens_it_fetches_no_other_weights(tmp_path: Path, make: Make) -> None:
+    model = make(vision={"timm_model_name": "test_vit", "image_size": 32})
+    assert model.open_clip_config is not None
+    model.open_clip_config["vision_cfg"]["timm_model_pretrained"] = True  # as after a run from public weights
+    to_open_clip.export(model, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
+    assert written["model_cfg"]["vision_cfg"]["timm_model_pretrained"] is False
+    assert model.open_clip_config["vision_cfg"]["timm_model_pretrained"] is True
+    diptych.load(str(tmp_path / "out"))
