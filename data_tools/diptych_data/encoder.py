@@ -8,11 +8,12 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int, UInt8
+from PIL.Image import Image
 from torch import Tensor
 
 from diptych import log as logs
 from diptych.data.faults import UnusableSample
-from diptych.data.images import decode, evaluation_view
+from diptych.data.images import decode
 from diptych.errors import DataError
 from diptych_data import entries, pictures
 from diptych_data.entries import Entry, Part
@@ -25,6 +26,10 @@ class Encoder(Protocol):
 
     image_size: int
     """Side of the square pictures it takes, pixels."""
+
+    def view(self, picture: Image) -> UInt8[Tensor, "3 size size"]:
+        """What the model sees of a picture."""
+        ...
 
     def encode_image(self, images: UInt8[Tensor, "B 3 height width"]) -> Float[Tensor, "B D"]:
         """Unit-norm float32 features."""
@@ -71,7 +76,7 @@ def embed(encoder: Encoder, parts: Sequence[Part], *, text_of: Callable[[Entry],
         try:
             picture = decode(pictures.picture_bytes(entry.members), at_least=encoder.image_size)
             text = text_of(entry) if text_of is not None else ""
-            return _Prepared(row, evaluation_view(picture, encoder.image_size), text)
+            return _Prepared(row, encoder.view(picture), text)
         except UnusableSample as fault:
             return _Prepared(row, None, "", entry.fault or fault.reason)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.config import from_tree, read_yaml
-from diptych.data.images import evaluation_view, plain
+from diptych.data.images import EvaluationView, plain
 from diptych.data.tokens import trim
 from diptych.errors import CheckpointError, ConfigError, one_line
 from diptych.models import dual_encoder
@@ -37,6 +37,9 @@ class ModelEncoder:
     def __init__(self, model: DualEncoder) -> None:
         self.model = model.eval()
         self.image_size = model.image_size
+        pixels = model.pixels
+        self.view = EvaluationView(pixels.size, pixels.squash, pixels.before_crop, pixels.interpolation)
+        """From a picture to what the model sees."""
         self.logit_scale = float(model.logit_scale.detach().exp())
         self.fingerprint = _fingerprint(model)
         self._device = model.logit_scale.device
@@ -44,11 +47,11 @@ class ModelEncoder:
     @torch.inference_mode()
     def encode_image(self, images: UInt8[Tensor, "B 3 height width"] | Sequence[Image.Image]) -> Float[Tensor, "B D"]:
         """Unit-norm features of uint8 pixels of the model's size, or of pictures of any size, which are brought to it
-        as in every evaluation (`diptych.data.images.evaluation_view`)."""
+        as in every evaluation (`view`)."""
         if isinstance(images, Tensor):
             return self.model.encode_image(images.to(self._device)).cpu()
         parts = [
-            self.encode_image(torch.stack([evaluation_view(plain(image), self.image_size) for image in batch]))
+            self.encode_image(torch.stack([self.view(plain(image)) for image in batch]))
             for batch in (images[first : first + _IMAGE_BATCH] for first in range(0, len(images), _IMAGE_BATCH))
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.model.embed_dim)

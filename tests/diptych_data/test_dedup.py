@@ -15,6 +15,7 @@ import diptych.testing as make
 from diptych.cli import main
 from diptych.config import from_tree
 from diptych.data.faults import UnusableSample
+from diptych.data.images import EvaluationView
 from diptych.data.shards import list_shards, read_shard
 from diptych.errors import ConfigError, DataError
 from diptych.testing import TinySample
@@ -153,6 +154,7 @@ class Halves:
     """A model to which pictures are the same where their left halves are."""
 
     image_size = 16
+    view = EvaluationView(16)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit-norm pixels of the left half, their mean taken off."""

@@ -15,6 +15,7 @@ from torch import Tensor
 import diptych.testing as make
 from diptych.cli import main
 from diptych.config import from_tree
+from diptych.data.images import EvaluationView
 from diptych.data.shards import list_shards, read_shard
 from diptych.errors import ConfigError, DataError
 from diptych.export.to_open_clip import export
@@ -28,6 +29,7 @@ class Colours:
     """A model that knows the mean colour of a picture, and of a caption the three numbers in it."""
 
     image_size = 8
+    view = EvaluationView(8)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit-norm mean RGB."""

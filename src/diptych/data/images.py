@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Container
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from diptych.data.augment import AugmentConfig
 from diptych.data.faults import UnusableSample
 
 _MAX_PIXELS = 50_000_000
+_THREAD = 8
+"""A picture whose sides differ by more than this factor is no picture to resize as a whole."""
 _WHITE = (255, 255, 255)
 _PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 # Whatever the member is called, it may be any of these. Not all that Pillow knows: for EPS it would run Ghostscript.
@@ -184,15 +187,38 @@ def to_tensor(picture: Image.Image) -> UInt8[Tensor, "3 height width"]:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
+@dataclass(frozen=True)
+class EvaluationView:
+    """How an evaluation shows a picture to a model: the transforms of open_clip's evaluation, to the last bit where the
+    picture has no transparency (which comes on white) and is not a thread."""
+
+    size: int
+    """Side of the view, pixels."""
+    squash: bool = False
+    """Whether the whole picture is squeezed into the square, or its middle cut out."""
+    before_crop: int | None = None
+    """The side (the shorter one, unless squashed) to which the picture is brought before its middle is cut out; none:
+    `size`."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __call__(self, picture: Image.Image) -> UInt8[Tensor, "3 size size"]:
+        """The view of a decoded picture."""
+        picture, size = flatten(picture), self.size
+        resized = self.before_crop if self.before_crop is not None else size
+        scale = resized / min(picture.size)
+        width, height = (resized, resized) if self.squash else (max(resized, int(s * scale)) for s in picture.size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        corners = (left, top, left + size, top + size)
+        method = Image.Resampling[self.interpolation.upper()]
+        if max(width, height) <= _THREAD * resized:
+            whole = picture if picture.size == (width, height) else picture.resize((width, height), method)
+            return to_tensor(whole.crop(corners))
+        # Of a thread only what the crop keeps is resized: the whole of 20000 x 1 pixels would take gigabytes.
+        across, down = picture.width / width, picture.height / height
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return to_tensor(picture.resize((size, size), method, box=box))
+
+
 def evaluation_view(picture: Image.Image, size: int) -> UInt8[Tensor, "3 size size"]:
-    """Shorter side to `size` (bicubic), centre crop, transparency on white: the transform of open_clip's evaluation."""
-    picture = flatten(picture)
-    scale = size / min(picture.size)
-    width, height = (max(size, int(side * scale)) for side in picture.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    if picture.size == (width, height):
-        return to_tensor(picture.crop((left, top, left + size, top + size)))
-    # Only what the crop keeps is resized: the whole of a picture of 20000 x 1 would take gigabytes.
-    across, down = picture.width / width, picture.height / height
-    box = (left * across, top * down, (left + size) * across, (top + size) * down)
-    return to_tensor(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    """Shorter side to `size` (bicubic), centre crop, transparency on white."""
+    return EvaluationView(size)(picture)

@@ -87,7 +87,7 @@ def _facts(model: DualEncoder) -> str:
         ("features", f"{model.embed_dim} numbers, unit norm"),
         (
             "pictures",
-            f"{model.image_size} x {model.image_size}, mean {_list(model.image_mean)}, std {_list(model.image_std)}",
+            f"{model.image_size} x {model.image_size}, mean {_list(model.pixels.mean)}, std {_list(model.pixels.std)}",
         ),
         ("captions", f"up to {model.tokenizer.context_length} tokens"),
         ("logit scale", f"{model.logit_scale.detach().exp().item():.4g}"),

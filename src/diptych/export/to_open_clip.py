@@ -72,10 +72,10 @@ def _config(model: DualEncoder, towers: dict[str, Any]) -> dict[str, Any]:
     if model.logit_bias is not None:
         model_cfg["init_logit_bias"] = 0.0
     preprocess_cfg = {
-        "mean": list(model.image_mean),
-        "std": list(model.image_std),
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
+        "mean": list(model.pixels.mean),
+        "std": list(model.pixels.std),
+        "interpolation": model.pixels.interpolation,
+        "resize_mode": "squash" if model.pixels.squash else "shortest",
     }
     return {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
 

@@ -135,12 +135,14 @@ def _write_original_inputs(model: DualEncoder, config: Any, folder: Path) -> Non
 def _image_processor(model: DualEncoder) -> Any:
     from transformers import CLIPImageProcessor
 
-    side = model.image_size
+    pixels = model.pixels
+    resized = pixels.before_crop if pixels.before_crop is not None else pixels.size
     return CLIPImageProcessor(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=list(model.image_mean),
-        image_std=list(model.image_std),
+        size={"height": resized, "width": resized} if pixels.squash else {"shortest_edge": resized},
+        crop_size={"height": pixels.size, "width": pixels.size},
+        resample=Image.Resampling[pixels.interpolation.upper()],
+        image_mean=list(pixels.mean),
+        image_std=list(pixels.std),
     )
 
 

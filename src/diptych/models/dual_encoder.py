@@ -71,12 +71,12 @@ class DualEncoder(nn.Module):
         bias = built.logit_bias if built.logit_bias is not None else config.logit_bias
         self.logit_bias = nn.Parameter(torch.tensor([bias])) if bias is not None else None
         self.embed_dim = built.embed_dim
-        self.image_size = built.image_size
+        self.pixels = built.pixels
+        self.image_size = built.pixels.size
         self.tokenizer: TextTokenizer = built.tokenizer
         self.open_clip_config: dict[str, Any] | None = built.open_clip_config
-        self.image_mean, self.image_std = built.image_mean, built.image_std
         # Folded: (x / 255 - mean) / std = x * gain + offset, one pass over the pixels.
-        mean, std = torch.tensor(built.image_mean), torch.tensor(built.image_std)
+        mean, std = torch.tensor(built.pixels.mean), torch.tensor(built.pixels.std)
         self.register_buffer("pixel_gain", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_offset", (-mean / std).view(1, 3, 1, 1), persistent=False)
         self._freeze(config.frozen)

@@ -1,5 +1,6 @@
 import contextlib
 import io
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -12,7 +13,7 @@ from PIL import Image
 from diptych.config import from_tree
 from diptych.data.augment import DRAWS, AugmentConfig, augment, augment_all, draw
 from diptych.data.faults import UnusableSample
-from diptych.data.images import ImageConfig, decode, evaluation_view, picture_extension, training_view
+from diptych.data.images import EvaluationView, ImageConfig, decode, evaluation_view, picture_extension, training_view
 from diptych.seeding import generator
 
 
@@ -28,11 +29,26 @@ def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
-@pytest.mark.parametrize(("width", "height"), [(64, 64), (50, 37), (37, 50), (200, 64), (31, 300)])
-def test_evaluation_view_is_open_clips_to_one_grey_level(width: int, height: int) -> None:
-    theirs = open_clip.image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))(photo(width, height))
-    ours = evaluation_view(photo(width, height), 32).float()
-    assert (ours - theirs * 255).abs().max() <= 1
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (50, 37), (37, 50), (200, 64), (31, 200), (32, 32), (32, 90)])
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_evaluation_view_is_open_clips(width: int, height: int, mode: str, interpolation: Any) -> None:
+    transform = open_clip.image_transform(
+        32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode, interpolation=interpolation
+    )
+    theirs = (transform(photo(width, height)) * 255).round().to(torch.uint8)
+    ours = EvaluationView(32, squash=mode == "squash", interpolation=interpolation)(photo(width, height))
+    assert ours.equal(theirs)
+
+
+def test_a_thread_is_open_clips_to_one_grey_level() -> None:
+    theirs = open_clip.image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))(photo(31, 300))
+    assert (evaluation_view(photo(31, 300), 32).float() - theirs * 255).abs().max() <= 1
+
+
+def test_a_view_may_be_cut_from_a_larger_one() -> None:
+    view = EvaluationView(24, before_crop=32)(photo(50, 37))
+    assert view.equal(evaluation_view(photo(50, 37), 32)[:, 4:28, 4:28])
 
 
 MODES = {
@@ -49,7 +65,7 @@ def test_evaluation_from_bytes_is_open_clips_for_every_mode(kind: str, mode: str
     data = encoded(picture, kind)
     rgb = Image.open(io.BytesIO(data)).convert("RGB")  # as webdataset and torchvision hand pictures over
     theirs = open_clip.image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))(rgb)
-    assert (evaluation_view(decode(data), 32).float() - theirs * 255).abs().max() <= 1
+    assert (evaluation_view(decode(data), 32).float() - theirs * 255).abs().max() <= 1  # libjpeg's versions differ
 
 
 def test_transparency_lies_on_white_in_evaluation() -> None:

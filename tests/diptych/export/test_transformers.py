@@ -24,7 +24,7 @@ def their_features(folder: Path, model: DualEncoder) -> tuple[Tensor, Tensor]:
     """What transformers gives, with nothing of ours but the pixels' mean and deviation."""
     theirs = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.image_mean, model.image_std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.pixels.mean, model.pixels.std))
     inputs = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="pt")
     with torch.no_grad():
         image = theirs.get_image_features((IMAGES / 255 - mean) / std)
@@ -116,9 +116,9 @@ def test_there_and_back(tmp_path: Path, make: Make) -> None:
         torch.testing.assert_close(encoder.encode_image(IMAGES), our_features(model)[0], **ROUNDING)
         torch.testing.assert_close(encoder.encode_text(TEXTS), our_features(model)[1], **ROUNDING)
         assert encoder.logit_scale == pytest.approx(model.logit_scale.exp().item())
-        assert (encoder.model.image_mean, encoder.model.image_std) == (
-            pytest.approx(model.image_mean),
-            pytest.approx(model.image_std),
+        assert (encoder.model.pixels.mean, encoder.model.pixels.std) == (
+            pytest.approx(model.pixels.mean),
+            pytest.approx(model.pixels.std),
         )
 
 

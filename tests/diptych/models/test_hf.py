@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 
 from diptych.config import from_tree
 from diptych.data.tokens import trim
 from diptych.distributed.sharding import blocks
+from diptych.encoder import load
 from diptych.errors import CheckpointError, ConfigError
 from diptych.export.to_open_clip import export
 from diptych.models import dual_encoder, speed
@@ -172,7 +174,7 @@ def test_features_are_transformers_own(tmp_path: Path, kind: str) -> None:
     assert trim(tokens[:1]).shape[1] < CONTEXT
     assert (expected[0] - expected[1]).abs().max() > 0.01  # or nothing would have been compared
     assert (ours.embed_dim, ours.image_size, ours.tokenizer.context_length) == (expected.shape[1], SIDE, CONTEXT)
-    assert (ours.image_mean, ours.image_std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    assert (ours.pixels.mean, ours.pixels.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "altclip", "chinese_clip", "dinov2_and_bert"])
@@ -236,7 +238,7 @@ def test_without_an_image_processor_it_says_so(tmp_path: Path, caplog: pytest.Lo
     (tmp_path / "preprocessor_config.json").unlink()
     model = build(tmp_path)
     assert model.image_size == SIDE
-    assert model.image_mean[0] == pytest.approx(0.48145466)
+    assert model.pixels.mean[0] == pytest.approx(0.48145466)
     assert "no image processor" in caplog.text
 
 
@@ -325,7 +327,7 @@ def test_beside_an_image_tower_of_open_clip(tmp_path: Path) -> None:
     assert tokens.equal(whole.tokenizer(TEXTS))
     with torch.no_grad():
         assert model.eval().encode_text(tokens).equal(whole.eval().encode_text(tokens))  # as wide: no projection
-    assert model.image_mean != whole.image_mean
+    assert model.pixels.mean != whole.pixels.mean
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
     assert model.logit_bias is None
     loss_of(model.train()(IMAGES, tokens)).backward()
@@ -389,3 +391,25 @@ def test_activations_computed_again_change_nothing(kind: str, tmp_path: Path, mo
     plain, again = gradients(SpeedConfig()), gradients(SpeedConfig(checkpoint_activations=True))
     assert len(calls) == 4  # layers of both towers
     torch.testing.assert_close(again, plain)
+
+
+def test_pictures_are_shown_as_the_image_processor_says(tmp_path: Path) -> None:
+    open_folder(tmp_path, siglip, **SIGLIP)
+    transformers.SiglipImageProcessor(
+        size={"height": SIDE, "width": SIDE}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(tmp_path)
+    encoder = load(f"hf:{tmp_path}")
+    assert (encoder.view.squash, encoder.view.interpolation) == (True, "bilinear")
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    picture = Image.fromarray(IMAGES[0].repeat(1, 2, 5).permute(1, 2, 0).numpy())
+    expected = theirs(images=[picture], return_tensors="pt")["pixel_values"][0]
+    assert (encoder.view(picture) / 127.5 - 1 - expected).abs().max() < 0.02  # torchvision's and Pillow's resizing
+
+
+def test_a_view_that_is_cut_out_of_a_larger_one(tmp_path: Path) -> None:
+    open_folder(tmp_path, clip, **CLIP)
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 20}, crop_size={"height": SIDE, "width": SIDE}
+    ).save_pretrained(tmp_path)
+    assert build(tmp_path).pixels.before_crop == 20
+    assert build(tmp_path).image_size == SIDE

@@ -98,8 +98,8 @@ def test_image_weights_from_a_local_file(
         found = trunk.forward_head(trunk.forward_features(images), pre_logits=True)
         torch.testing.assert_close(found, expected, **EXACT)
         assert ours.image_tower(images).shape == (2, 16)
-    assert ours.image_mean == pytest.approx(theirs.pretrained_cfg["mean"])
-    assert ours.image_mean != build(**timm_towers()).image_mean
+    assert ours.pixels.mean == pytest.approx(theirs.pretrained_cfg["mean"])
+    assert ours.pixels.mean != build(**timm_towers()).pixels.mean
     assert ours.logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 

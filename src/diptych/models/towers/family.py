@@ -8,7 +8,7 @@ class MyTowers(Towers, name="my_towers"):
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Int
@@ -44,6 +44,23 @@ class CachedTokenizer:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """How a model wants its pictures. Defaults are CLIP's, where nothing else is known."""
+
+    size: int
+    """Side of what the model sees, in pixels."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """By which values in [0, 1] are brought to about zero mean and, by `std`, unit variance."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    squash: bool = False
+    """In evaluation: whether the whole picture is squeezed into the square, or its middle cut out."""
+    before_crop: int | None = None
+    """In evaluation: the side (the shorter one, unless squashed) that a picture is brought to before its middle is cut
+    out; none: `size`."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+@dataclass(frozen=True)
 class BuiltTowers:
     """An image tower and a text tower that meet in one space, and how their inputs are made."""
 
@@ -53,10 +70,7 @@ class BuiltTowers:
     """token ids [B, L] to features [B, D]."""
     tokenizer: TextTokenizer
     embed_dim: int
-    image_size: int
-    """Side in pixels."""
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    pixels: Pixels
     logit_scale: float | None
     """Stored (logarithmic) value that came with published weights; None for new towers."""
     logit_bias: float | None

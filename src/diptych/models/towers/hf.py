@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diptych.errors import CheckpointError, ConfigError, one_line
-from diptych.models.towers.family import BuiltTowers, CachedTokenizer, Towers, padded_with
+from diptych.models.towers.family import BuiltTowers, CachedTokenizer, Pixels, Towers, padded_with
 
 log = logging.getLogger(__name__)
 
+_BILINEAR = 2
 _CAUSAL = frozenset({"clip", "metaclip_2"})
 """Types whose texts are pooled behind a causal mask: what stands to the right of the caption changes nothing."""
 _MASKED = frozenset({"align", "altclip", "chinese_clip"})
@@ -62,9 +63,7 @@ class HfTowers(Towers, name="hf"):
             text_tower=text_tower.train(),
             tokenizer=tokenizer,
             embed_dim=width,
-            image_size=pixels.size,
-            image_mean=pixels.mean,
-            image_std=pixels.std,
+            pixels=pixels,
             logit_scale=_logit_scale(model) if published else None,
             logit_bias=_number(model, "logit_bias") if published else None,
             open_clip_config=None,
@@ -172,16 +171,7 @@ def _one_higher(theirs: Any) -> Callable[[Sequence[str], int], Int[Tensor, "B L"
     return encode
 
 
-@dataclass(frozen=True)
-class _Pixels:
-    size: int
-    """Side in pixels."""
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    """Of CLIP's pictures, where nothing else is known; so is `std`."""
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-
-
-def _pixels(name: str, config: Any) -> _Pixels:
+def _pixels(name: str, config: Any) -> Pixels:
     from transformers import AutoImageProcessor
 
     try:
@@ -193,12 +183,21 @@ def _pixels(name: str, config: Any) -> _Pixels:
                 "name a model of pictures and texts"
             ) from error
         log.warning("no image processor, pixels are normalised as CLIP's name=%s", name)
-        return _Pixels(config.vision_config.image_size)
-    size = theirs.crop_size if getattr(theirs, "do_center_crop", False) else theirs.size
-    side = size["height"] if "height" in size else size["shortest_edge"]
-    if not theirs.do_normalize:
-        return _Pixels(side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return _Pixels(side, tuple(theirs.image_mean), tuple(theirs.image_std))
+        return Pixels(config.vision_config.image_size)
+    squash, resized = "height" in theirs.size, _side(theirs.size)
+    normalised = bool(theirs.do_normalize)
+    return Pixels(
+        _side(theirs.crop_size) if getattr(theirs, "do_center_crop", False) else resized,
+        tuple(theirs.image_mean) if normalised else (0.0, 0.0, 0.0),
+        tuple(theirs.image_std) if normalised else (1.0, 1.0, 1.0),
+        squash=squash,
+        before_crop=resized,
+        interpolation="bilinear" if theirs.resample == _BILINEAR else "bicubic",
+    )
+
+
+def _side(size: Any) -> int:
+    return int(size["height"] if "height" in size else size["shortest_edge"])
 
 
 def _divide(image_tower: ImageTower, text_tower: TextTower, size: int, tokenizer: CachedTokenizer) -> int:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diptych.errors import CheckpointError, ConfigError, one_line
 from diptych.models.towers.bpe import BpeTokenizer
-from diptych.models.towers.family import BuiltTowers, CachedTokenizer, TextTokenizer, Towers, padded_with
+from diptych.models.towers.family import BuiltTowers, CachedTokenizer, Pixels, TextTokenizer, Towers, padded_with
 
 _CONFIG_FILE, _WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
@@ -58,11 +58,9 @@ class OpenClipTowers(Towers, name="open_clip"):
         published = self._load_weights(model)
         if self.image_weights is not None:
             _load_image_weights(model.visual, self.image_weights)
-        pixels = published
+        wanted = published
         if self.image_weights is not None or self.vision.get("timm_model_pretrained"):
-            pixels = getattr(getattr(model.visual, "trunk", None), "pretrained_cfg", {}) | published
-        mean = pixels.get("mean", open_clip.OPENAI_DATASET_MEAN)
-        std = pixels.get("std", open_clip.OPENAI_DATASET_STD)
+            wanted = getattr(getattr(model.visual, "trunk", None), "pretrained_cfg", {}) | published
         _accept_trimmed_tokens(model.text)
         size = model.visual.image_size
         return BuiltTowers(
@@ -70,9 +68,7 @@ class OpenClipTowers(Towers, name="open_clip"):
             text_tower=model.text,
             tokenizer=_tokenizer(model.text, config["text_cfg"]),
             embed_dim=config["embed_dim"],
-            image_size=size if isinstance(size, int) else size[0],
-            image_mean=tuple(mean),
-            image_std=tuple(std),
+            pixels=_pixels(size if isinstance(size, int) else size[0], wanted),
             logit_scale=model.logit_scale.item() if published else None,
             logit_bias=model.logit_bias.item() if published and model.logit_bias is not None else None,
             open_clip_config=config,
@@ -109,6 +105,22 @@ class OpenClipTowers(Towers, name="open_clip"):
         if "embed_dim" not in config:
             raise ConfigError("embed_dim is missing · model.towers · name an open_clip model or give embed_dim")
         return config
+
+
+def _pixels(size: int, wanted: Mapping[str, Any]) -> Pixels:
+    """As open_clip's or timm's description of weights says. Raises ConfigError for pictures with borders."""
+    if wanted.get("resize_mode", "shortest") not in ("shortest", "squash"):
+        raise ConfigError(
+            f"pictures are not padded to a square (resize_mode {wanted['resize_mode']!r}) · model.towers · "
+            "use weights of resize_mode shortest or squash"
+        )
+    return Pixels(
+        size,
+        tuple(wanted.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        tuple(wanted.get("std", open_clip.OPENAI_DATASET_STD)),
+        squash=wanted.get("resize_mode") == "squash",
+        interpolation="bilinear" if wanted.get("interpolation") == "bilinear" else "bicubic",
+    )
 
 
 def _named_config(name: str) -> dict[str, Any]:
