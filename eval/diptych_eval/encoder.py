@@ -6,12 +6,14 @@ from typing import Protocol
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from diptych.data.images import EvaluationView
+
 
 class Encoder(Protocol):
     """A model behind two functions."""
 
-    image_size: int
-    """Side of the square pictures it takes, pixels."""
+    view: EvaluationView
+    """How it sees a picture."""
     logit_scale: float
     """Multiplies cosines in its softmax."""
     fingerprint: str

@@ -77,14 +77,17 @@ def _fingerprint(model: DualEncoder) -> str:
     return digest.hexdigest()
 
 
-def load(name: str) -> ModelEncoder:
+def load(name: str, *, device: str | None = None) -> ModelEncoder:
     """The model that `name` means, see above.
+
+    Args:
+        device: where it computes, such as `cpu` or `cuda:1`; none: on a GPU where there is one.
 
     Raises:
         CheckpointError: there is no model of that name, or its weights cannot be used.
         ConfigError: there is one, and it is no dual encoder that can be built here.
     """
-    return ModelEncoder(_open(name))
+    return ModelEncoder(_open(name).to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def _open(name: str) -> DualEncoder:

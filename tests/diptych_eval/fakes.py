@@ -1,21 +1,24 @@
 """An encoder whose answers are known, and sets it knows."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import diptych.testing as make
-from diptych.testing import hash_text, tiny_sample
+from diptych.data.images import EvaluationView
+from diptych.testing import TinySample, hash_text, tiny_sample
 
 
 class ColourEncoder:
     """Knows the colour that `tiny_sample` draws from a key, and the caption `caption of KEY`."""
 
-    image_size, logit_scale = 16, 10.0
+    view, logit_scale = EvaluationView(16), 10.0
 
     def __init__(self, fingerprint: str = "a") -> None:
         self.fingerprint = fingerprint
@@ -37,3 +40,35 @@ def benchmark(root: Path, count: int = 12, *, labels: bool = True) -> Path:
     (root / "classnames.txt").write_text("".join(f"k{i}\n" for i in range(count)))
     (root / "zeroshot_classification_templates.txt").write_text("{c}\na photo of {c}\n")
     return root
+
+
+Colour = tuple[int, int, int]
+
+
+def coloured(key: str, colour: Colour, **members: bytes) -> TinySample:
+    """A picture of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), colour).save(buffer, "PNG")
+    return TinySample(key, {"png": buffer.getvalue(), **members})
+
+
+def two_parts(root: Path, **parts: Mapping[int, Sequence[Colour]]) -> Path:
+    """Shards of colours by class, a folder of them for each part; keys are LABEL-NUMBER."""
+    for part, classes in parts.items():
+        samples = [
+            coloured(f"{label}-{number}", colour, cls=str(label).encode())
+            for label, colours in classes.items()
+            for number, colour in enumerate(colours)
+        ]
+        make.write_shard(root / part / "0.tar", samples)
+    return root
+
+
+def reds_and_blues(root: Path, count: int = 5) -> Path:
+    """Two classes that a line tells apart: label 3 is reddish, label 7 bluish."""
+    rng = np.random.default_rng(0)
+
+    def near(colour: Colour) -> list[Colour]:
+        return [tuple(int(c) for c in np.clip(rng.normal(colour, 8), 0, 255)) for _ in range(count)]  # type: ignore[misc]
+
+    return two_parts(root, **{part: {3: near((220, 60, 60)), 7: near((60, 60, 220))} for part in ("train", "test")})

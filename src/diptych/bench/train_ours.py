@@ -66,7 +66,7 @@ def _train(request: Request, *, save_at: int | None = None) -> Answer:
     recipe = _recipe(request, save_at=save_at)
     answer: Answer = {}
 
-    def at_the_end(model: DualEncoder) -> dict[str, float]:
+    def at_the_end(model: DualEncoder, ranks: Ranks) -> dict[str, float]:
         answer["peak_bytes"] = peak_bytes(request.device)
         if save_at is not None:
             answer["written_before_end"] = time.time() - _written(recipe)

@@ -39,7 +39,7 @@ def _export(options: argparse.Namespace) -> Outcome:
     from diptych.runfolder import RunFolder
 
     target = import_module(f"diptych.export.to_{options.to}")
-    model = load(options.model).model
+    model = load(options.model, device="cpu").model
     origin = _origin(options.model, RunFolder(Path(options.model)))
     difference = target.export(model, options.out, origin=origin, overwrite=options.overwrite)
     parameters = sum(parameter.numel() for parameter in model.parameters())

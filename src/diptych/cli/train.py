@@ -41,14 +41,15 @@ def _evaluator(config: Path | None) -> Any:
     if config is None:
         return None
     from diptych.config import load
+    from diptych.distributed.runtime import Ranks
     from diptych.models.dual_encoder import DualEncoder
     from diptych_eval.load import ModelEncoder
     from diptych_eval.suite import EvalConfig, evaluate
 
     tasks = load(EvalConfig, config)
 
-    def measure(model: DualEncoder) -> dict[str, float]:
-        results = evaluate(ModelEncoder(model), tasks)
-        return {f"{result.dataset}/{name}": value for result in results for name, value in result.metrics.items()}
+    def measure(model: DualEncoder, ranks: Ranks) -> dict[str, float]:
+        results = evaluate(ModelEncoder(model), tasks, ranks=ranks)
+        return {f"{result.task}/{result.dataset}/{name}": value for result in results for name, value in result.metrics.items()}
 
     return measure

@@ -1,6 +1,8 @@
 """Where this process stands: device, rank, world, precision. One of the two places that read environment variables."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +27,18 @@ class Ranks:
 def launched_ranks() -> Ranks:
     """Rank and world size as a launcher (accelerate, torchrun, slurm recipes) announces them; one process otherwise."""
     return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The ranks of a launcher, in a group and watched while they are inside; one process where nothing was launched."""
+    if launched_ranks().world_size == 1:
+        yield launched_ranks()
+        return
+    from diptych.distributed.wrap import Engine  # imports accelerate, which takes a second
+
+    with Engine("fp32") as engine:
+        yield engine.ranks
 
 
 def ranks_per_node(world_size: int) -> int:

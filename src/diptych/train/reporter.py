@@ -15,6 +15,7 @@ from diptych.data.faults import FaultLog
 from diptych.distributed import sharding
 from diptych.distributed.collectives import mean_over, raise_together
 from diptych.distributed.groups import world_group
+from diptych.distributed.runtime import Ranks
 from diptych.distributed.wrap import Engine
 from diptych.errors import DiptychError, Interrupted
 from diptych.log import MetricsLog, read_metrics
@@ -35,8 +36,9 @@ log = logging.getLogger(__name__)
 class Evaluator(Protocol):
     """Measures a model during training."""
 
-    def __call__(self, model: DualEncoder) -> dict[str, float]:
-        """Named figures, without the leading `eval/`."""
+    def __call__(self, model: DualEncoder, ranks: Ranks) -> dict[str, float]:
+        """Named figures, without the leading `eval/`, the same on each of the `ranks`, which all call and may share the
+        work."""
         ...
 
 
@@ -138,23 +140,30 @@ class Reporter:
         return dict(zip(device, numbers, strict=True)) | counters
 
     def evaluate(self) -> None:
-        """Measures the averaged weights, or the raw ones, on the first rank while the others wait."""
+        """Measures the averaged weights, or the raw ones: all ranks together, or where no rank has all weights the
+        first one with a copy, while the others wait. Every rank must call."""
         if self._evaluator is None:
             return
         model = self._state.ema.model if self._state.ema is not None else self._state.model
         with self.throughput.pausing():
-            undivided = self._undivided(model)
+            if not self._engine.divides_parameters:
+                self._measure(model, self._engine.ranks)
+                return
+            whole = self._whole(model)
             with self._engine.first_alone():
-                if undivided is not None:
-                    was_training = undivided.training
-                    figures = self._evaluator(undivided.eval())
-                    undivided.train(was_training)
-                    self._log.write(self._state.step, {f"eval/{name}": value for name, value in figures.items()})
+                if whole is not None:
+                    self._measure(whole, Ranks(0, 1))
 
-    def _undivided(self, model: DualEncoder) -> DualEncoder | None:
-        """What one rank can measure alone: the model, or where it is divided a copy; None on the other ranks."""
-        if not self._engine.divides_parameters:
-            return model if self._active else None
+    def _measure(self, model: DualEncoder, ranks: Ranks) -> None:
+        assert self._evaluator is not None
+        was_training = model.training
+        figures = self._evaluator(model.eval(), ranks)
+        model.train(was_training)
+        if self._active:
+            self._log.write(self._state.step, {f"eval/{name}": value for name, value in figures.items()})
+
+    def _whole(self, model: DualEncoder) -> DualEncoder | None:
+        """A copy on the first rank of what ranks hold apart; None on the others."""
         weights = whole_weights(weights_of(model), keep=self._active)
         if not self._active:
             return None

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from diptych.config import dump, from_tree
+from diptych.distributed.runtime import Ranks
 from diptych.errors import TrainingError
 from diptych.log import read_metrics
 from diptych.models.dual_encoder import DualEncoder
@@ -99,7 +100,7 @@ class Poison:
     def __init__(self, *steps: int) -> None:
         self._steps, self._calls = steps, 0
 
-    def __call__(self, model: DualEncoder) -> dict[str, float]:
+    def __call__(self, model: DualEncoder, ranks: Ranks) -> dict[str, float]:
         self._calls += 1
         if self._calls in self._steps:
             model.logit_scale.data.fill_(float("nan"))

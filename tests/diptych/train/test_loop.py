@@ -154,7 +154,7 @@ def test_a_folder_that_is_no_run_is_left_alone(shards: Path, tmp_path: Path) -> 
 def test_evaluation_during_training(shards: Path, tmp_path: Path) -> None:
     calls = []
 
-    def evaluator(model: torch.nn.Module) -> dict[str, float]:
+    def evaluator(model: torch.nn.Module, ranks: Any) -> dict[str, float]:
         calls.append(model.training)
         return {"set/top1": 0.5}
 

@@ -39,7 +39,7 @@ def test_the_status_has_bad_samples_where_there_are_any() -> None:
 def test_lines_summary_and_figures_of_a_run(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (shards / "000009.tar").write_bytes(b"no tar at all")
     with caplog.at_level(logging.INFO, "diptych"):
-        run = loop.train(recipe(shards, tmp_path / "run"), lambda model: {"set/top1": 0.5})
+        run = loop.train(recipe(shards, tmp_path / "run"), lambda model, ranks: {"set/top1": 0.5})
     lines = [line for line in caplog.messages if line.startswith("step=")]
     form = r"step=\d+/10 loss \d\.\d{3} · [\d,]+ samples/s · data wait \d+% · bad samples [12] · \d+:\d\d:\d\d left"
     assert len(lines) == 5

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from diptych.config import dump, from_tree
 from diptych.data.stages import Stage
+from diptych.distributed.runtime import Ranks
 from diptych.errors import ConfigError
 from diptych.log import read_metrics
 from diptych.models import dual_encoder
@@ -101,7 +102,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def test_each_stage_trains_on_its_own_sizes(shards: Path, tmp_path: Path, seen: list[tuple[int, int]]) -> None:
-    def evaluator(measured: DualEncoder) -> dict[str, float]:
+    def evaluator(measured: DualEncoder, ranks: Ranks) -> dict[str, float]:
         with torch.no_grad():
             features = measured.encode_image(torch.zeros(1, 3, measured.image_size, measured.image_size).byte())
         return {"side": float(measured.image_size), "norm": features.norm().item()}
@@ -117,7 +118,7 @@ def test_samples_read_count_where_a_run_goes_back(shards: Path, tmp_path: Path, 
     """Back from step 9 to step 5, it goes on with the tenth batch, which lies behind the stages."""
     calls = []
 
-    def poison(measured: DualEncoder) -> dict[str, float]:
+    def poison(measured: DualEncoder, ranks: Ranks) -> dict[str, float]:
         calls.append(measured)
         if len(calls) == 6:
             measured.logit_scale.data.fill_(float("nan"))

@@ -93,7 +93,7 @@ def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
 
 def test_wandb_gets_the_configuration_and_the_same_numbers(shards: Path, tmp_path: Path, wandb: StandIn) -> None:
     settings = recipe(shards, tmp_path / "run")
-    loop.train(settings, lambda model: {"set/top1": 0.5})
+    loop.train(settings, lambda model, ranks: {"set/top1": 0.5})
     (run,) = wandb.runs
     assert run.rows == read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in run.rows] == [2, 4, 6, 6]
@@ -118,7 +118,7 @@ def test_a_resumed_run_is_the_same_run_and_a_new_one_another(shards: Path, tmp_p
 def test_a_run_that_ends_early_is_closed(
     shards: Path, tmp_path: Path, wandb: StandIn, error: Exception, code: int
 ) -> None:
-    def evaluator(model: Any) -> dict[str, float]:
+    def evaluator(model: Any, ranks: Any) -> dict[str, float]:
         raise error
 
     with pytest.raises(type(error)):
@@ -161,7 +161,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_what_came_before_an_interruption(shards: Path, tmp_path: Path) -> None:
-    def evaluator(model: Any) -> dict[str, float]:
+    def evaluator(model: Any, ranks: Any) -> dict[str, float]:
         raise Interrupted("SIGTERM")
 
     log: Mapping[str, Any] = {"every_steps": 2, "tensorboard": True}
