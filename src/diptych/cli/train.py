@@ -50,6 +50,8 @@ def _evaluator(config: Path | None) -> Any:
 
     def measure(model: DualEncoder, ranks: Ranks) -> dict[str, float]:
         results = evaluate(ModelEncoder(model), tasks, ranks=ranks)
-        return {f"{result.task}/{result.dataset}/{name}": value for result in results for name, value in result.metrics.items()}
+        return {
+            f"{found.task}/{found.dataset}/{name}": value for found in results for name, value in found.metrics.items()
+        }
 
     return measure
