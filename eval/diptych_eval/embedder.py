@@ -118,19 +118,21 @@ class Embedder:
             DataError: nothing in it can be used.
         """
         name = (pictures.where, pictures.variant, change.name if change is not None else "")
-        if name not in self._sets:
-            key = _hash(self.fingerprint, self.digest(pictures.files), str(self.encoder.image_size), *name)
-            kept = self._load(key)
-            if kept is not None:
-                features, notes = kept
-                faults = FaultLog.from_json(notes["faults"])
-                found = EmbeddedSet(features, tuple(map(Item.from_json, notes["items"])), faults, pictures)
-            else:
-                found = self._embed(pictures, change)
-                items = [asdict(item) for item in found.items]
-                self._save(key, found.features, {"items": items, "faults": found.faults.to_json()})
+        if name in self._sets:
+            return self._sets[name]
+        key = _hash(self.fingerprint, self.digest(pictures.files), repr(self.encoder.view), *name)
+        kept = self._load(key)
+        if kept is not None:
+            features, notes = kept
+            faults = FaultLog.from_json(notes["faults"])
+            found = EmbeddedSet(features, tuple(map(Item.from_json, notes["items"])), faults, pictures)
+        else:
+            found = self._embed(pictures, change)
+            items = [asdict(item) for item in found.items]
+            self._save(key, found.features, {"items": items, "faults": found.faults.to_json()})
+        if change is None:  # changed pictures are asked for once, in many ways
             self._sets[name] = found
-        return self._sets[name]
+        return found
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         """Unit-norm features of texts, equal ones encoded once. Every rank must call."""
@@ -147,7 +149,7 @@ class Embedder:
 
     def _embed(self, pictures: Pictures, change: Change | None) -> EmbeddedSet:
         def view(picture: Image, key: str) -> Tensor:
-            return evaluation_view(change(picture, key) if change is not None else picture, self.encoder.image_size)
+            return self.encoder.view(change(picture, key) if change is not None else picture)
 
         size = self._settings.batch_size
         ranges = [range(first, min(first + size, len(pictures))) for first in range(0, len(pictures), size)]

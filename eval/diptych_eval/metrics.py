@@ -186,3 +186,27 @@ def bootstrap_interval(
         means = np.array([items[rng.integers(0, len(items), len(items))].mean() for _ in range(samples)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def class_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """Rank of each row's right class, from scores: 1 + the number of other classes that score at least as high."""
+    return (~(scores < scores.gather(1, labels[:, None]))).sum(1)
+
+
+def tolerance(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> float:
+    """Mean of x_i · x_j over all pairs i ≠ j of the same label: how near each other a model leaves what people call
+    the same. NaN where there is no such pair.
+
+    Source: arXiv:2012.09740, where the mean is over all pairs and those of different labels count as 0.
+    """
+    _, places, counts = labels.unique(return_inverse=True, return_counts=True)
+    rows = features.double()
+    sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64).index_add_(0, places, rows)
+    return float((sums.square().sum() - rows.square().sum()) / (counts * (counts - 1)).sum())
+
+
+def skewness(values: Float[Tensor, " N"]) -> float:
+    """Third central moment over the third power of the standard deviation (of N, not N - 1); 0 where all are equal."""
+    apart = values.double() - values.double().mean()
+    spread = apart.square().mean()
+    return float(apart.pow(3).mean() / spread.pow(1.5)) if spread > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Tasks, suite and report with an encoder whose answers are known."""
+"""Tasks and suite with an encoder whose answers are known."""
 
 import json
 import re
@@ -8,12 +8,10 @@ import pytest
 from tests.diptych_eval.fakes import ColourEncoder, benchmark
 
 import diptych.testing as make
-from diptych.config import dump, from_tree
+from diptych.config import from_tree
 from diptych.errors import DataError
-from diptych.log import MetricsLog
-from diptych.testing import tiny_model, tiny_sample
+from diptych.testing import tiny_sample
 from diptych_eval import result
-from diptych_eval.report.html import write_report
 from diptych_eval.suite import EvalConfig, evaluate
 
 
@@ -96,30 +94,3 @@ def test_a_results_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"schema": 99}))
     with pytest.raises(DataError, match="schema 99"):
         result.read(tmp_path / "results.json")
-
-
-def run_folder(folder: Path, *, evaluated: bool) -> Path:
-    folder.mkdir()
-    (folder / "config.yaml").write_text(dump(tiny_model()) + "# <script>alert(1)</script>\n")
-    log = MetricsLog(folder / "metrics.jsonl")
-    for step in range(1, 6):
-        log.write(step, {"train/loss/contrastive": 5 / step, "train/samples_seen": 8.0 * step, "train/logit_scale": 14})
-    if evaluated:
-        evaluate(ColourEncoder(), config(benchmark(folder / "data")), out=folder / "eval")
-    return folder
-
-
-@pytest.mark.parametrize("evaluated", [True, False])
-def test_the_report_is_one_file_that_needs_nothing_else(tmp_path: Path, evaluated: bool) -> None:
-    text = write_report(run_folder(tmp_path / "run", evaluated=evaluated), tmp_path / "r.html").read_text()
-    assert ("Zero-shot classification" in text) == evaluated
-    assert "<svg" in text
-    assert "<script>alert" not in text
-    links = re.findall(r'(?:src|href|xlink:href)="([^"]*)"', text)
-    assert all(link.startswith(("data:", "#")) for link in links)
-    assert "url(http" not in text
-
-
-def test_no_report_of_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a run"):
-        write_report(tmp_path, tmp_path / "r.html")
