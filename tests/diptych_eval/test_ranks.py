@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.diptych_eval.fakes import benchmark
 
 import diptych.testing as make
 from diptych.cli import main
 from diptych.log import read_metrics
-from tests.diptych_eval.fakes import benchmark
 
 pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""`diptych eval`, `diptych report`: what is measured of a model, and how it is shown."""
+"""`diptych eval`: what is measured of a model."""
 
 import argparse
 from pathlib import Path
@@ -26,15 +26,11 @@ def _add_eval(verbs: Any) -> None:
     evaluate.add_argument("--out", type=Path, help="folder for results (default: RUN/eval)")
     add_settings(evaluate)
     add_overwrite(evaluate, "results")
-    report = add_verb(
-        verbs, "report", _report, "draw the HTML report of a run again", example="diptych report runs/first"
-    )
-    report.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    report.add_argument("--out", type=Path, help="HTML file (default: RUN/report.html)")
 
 
 def _eval(options: argparse.Namespace) -> dict[str, Any]:
     from diptych.config import load as load_config
+    from diptych.distributed.runtime import joined_ranks
     from diptych.runfolder import RunFolder
     from diptych_eval.load import load
     from diptych_eval.report.html import write_report
@@ -43,19 +39,10 @@ def _eval(options: argparse.Namespace) -> dict[str, Any]:
     tasks = load_config(EvalConfig, options.config, options.settings)
     run = RunFolder(Path(options.model))
     folder = options.out or (run.evaluation if run.exists else Path("eval") / options.model.replace("/", "_"))
-    results = evaluate(load(options.model), tasks, out=folder, overwrite=options.overwrite)
+    with joined_ranks() as ranks:
+        results = evaluate(load(options.model), tasks, out=folder, overwrite=options.overwrite, ranks=ranks)
     summary: dict[str, Any] = {f"{result.task} {result.dataset}": result.metrics for result in results}
-    if run.exists:
-        write_report(run.root, run.report)
+    if run.exists and ranks.is_main:
+        write_report([run.root])
         summary["report"] = str(run.report)
     return summary
-
-
-def _report(options: argparse.Namespace) -> dict[str, Any]:
-    from diptych.runfolder import RunFolder
-    from diptych_eval.report.html import write_report
-
-    run = RunFolder(options.run)
-    out = options.out or run.report
-    write_report(run.root, out)
-    return {"report": str(out)}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diptych import log as logs
-from diptych.cli import bench, checkpoint, data, evaluate, export, train
+from diptych.cli import bench, checkpoint, data, evaluate, export, results, train
 from diptych.cli.outcome import BAD_INPUT, START_AGAIN, Outcome
 from diptych.errors import DiptychError, Interrupted
 from diptych.version import __version__
@@ -43,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; settings may stand before, between and behind flags, which argparse alone does not allow."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:2] == ["eval", "compare"]:  # a verb of its own: `eval` takes a model where `compare` stands
+        words[:2] = ["eval compare"]
+    options, rest = parser.parse_known_args(words)
     strange = [word for word in rest if word.startswith("-") or "=" not in word]
     if strange or (rest and not hasattr(options, "settings")):
         parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
@@ -60,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"diptych {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for group in (train, evaluate, export, checkpoint, data, bench):
+    for group in (train, evaluate, results, export, checkpoint, data, bench):
         group.add(verbs)
     return parser
 
