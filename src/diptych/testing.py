@@ -20,6 +20,7 @@ from PIL import Image
 from diptych.config import from_tree
 from diptych.data import index
 from diptych.models.dual_encoder import ModelConfig
+from diptych.train.recipe import Recipe
 
 TINY_MODEL: dict[str, Any] = {
     "towers": {
@@ -34,6 +35,23 @@ TINY_MODEL: dict[str, Any] = {
 def tiny_model() -> ModelConfig:
     """A dual encoder that builds and steps in milliseconds."""
     return from_tree(ModelConfig, TINY_MODEL)
+
+
+def tiny_recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
+    """A run of ten steps over shards of `write_shards`, bit for bit the same wherever it runs; `changes` replace its
+    keys."""
+    tree: dict[str, Any] = {
+        "run": str(run),
+        "total_samples": 80,
+        "global_batch": 8,
+        "precision": "fp32",
+        "model": TINY_MODEL,
+        "data": {"shards": str(shards), "lanes": 4, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
+        "optim": {"peak_lr": 1e-2, "schedule": {"warmup_samples": 16}},
+        "checkpoint": {"every_samples": 24, "keep_last": 10},
+        "log": {"every_steps": 1, "tensorboard": False},
+    }
+    return from_tree(Recipe, tree | changes)
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 120.0) -> list[Any]:

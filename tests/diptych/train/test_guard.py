@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import diptych.testing as make
 from diptych.config import dump, from_tree
 from diptych.distributed.runtime import Ranks
 from diptych.errors import TrainingError
@@ -19,7 +20,6 @@ from diptych.log import read_metrics
 from diptych.models.dual_encoder import DualEncoder
 from diptych.optim import optimizers
 from diptych.optim.optimizers import OptimConfig
-from diptych.testing import TINY_MODEL
 from diptych.train.guard import Guard, GuardConfig
 from diptych.train.loop import train
 from diptych.train.recipe import Recipe
@@ -79,19 +79,9 @@ def test_an_update_left_out_changes_nothing() -> None:
 
 
 def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
-    tree: dict[str, Any] = {
-        "run": str(run),
-        "total_samples": 160,
-        "global_batch": 8,
-        "precision": "fp32",
-        "model": TINY_MODEL,
-        "data": {"shards": str(shards), "lanes": 2, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
-        "checkpoint": {"every_samples": 16},
-        "log": {"every_steps": 1, "tensorboard": False},
-        "guard": {"max_skipped": 3},
-        "evaluate": {"every_samples": 8},
-    }
-    return from_tree(Recipe, tree | changes)
+    keys = {"total_samples": 160, "guard": {"max_skipped": 3}, "evaluate": {"every_samples": 8}}
+    keys |= {"checkpoint": {"every_samples": 16}, "optim": {}}
+    return make.tiny_recipe(shards, run, **(keys | changes))
 
 
 class Poison:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import diptych.testing as make
 from diptych.config import dump, from_tree
 from diptych.data.loader import build_loader
 from diptych.data.reader import Feed
@@ -27,19 +28,8 @@ from diptych.train.state import TrainState
 
 
 def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
-    tree: dict[str, Any] = {
-        "run": str(run),
-        "total_samples": 80,
-        "global_batch": 8,
-        "precision": "fp32",
-        "ema_decay": 0.9,
-        "model": TINY_MODEL,
-        "data": {"shards": str(shards), "lanes": 4, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
-        "optim": {"peak_lr": 1e-2, "schedule": {"warmup_samples": 16}},
-        "checkpoint": {"every_samples": 24, "keep_last": 10},
-        "log": {"every_steps": 1, "tensorboard": False, "geometry_every_steps": 3},
-    }
-    return from_tree(Recipe, tree | changes)
+    log = {"every_steps": 1, "tensorboard": False, "geometry_every_steps": 3}
+    return make.tiny_recipe(shards, run, **({"ema_decay": 0.9, "log": log} | changes))
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:

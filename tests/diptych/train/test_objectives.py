@@ -41,19 +41,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
-    tree: dict[str, Any] = {
-        "run": str(run),
-        "total_samples": 64,
-        "global_batch": 8,
-        "precision": "fp32",
-        "ema_decay": 0.9,
-        "model": TINY_MODEL,
-        "data": {"shards": str(shards), "lanes": 2, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
-        "optim": {"peak_lr": 1e-2},
-        "checkpoint": {"every_samples": 32, "keep_last": 10},
-        "log": {"every_steps": 1, "tensorboard": False},
-    }
-    return from_tree(Recipe, tree | changes)
+    keys = {"total_samples": 64, "ema_decay": 0.9, "checkpoint": {"every_samples": 32, "keep_last": 10}}
+    return make.tiny_recipe(shards, run, **(keys | changes))
 
 
 def losses(run: Path) -> list[float]:

@@ -8,26 +8,18 @@ from typing import Any
 
 import pytest
 
-from diptych.config import from_tree
+import diptych.testing as make
 from diptych.log import read_metrics
-from diptych.testing import TINY_MODEL
 from diptych.train import loop
 from diptych.train.recipe import Recipe
 from diptych.train.reporter import status
 
 
 def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
-    tree: dict[str, Any] = {
-        "run": str(run),
-        "total_samples": 80,
-        "global_batch": 8,
-        "precision": "fp32",
-        "model": TINY_MODEL,
-        "data": {"shards": str(shards), "lanes": 2, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
-        "checkpoint": {"every_samples": 40},
-        "log": {"every_steps": 2, "tensorboard": False, "geometry_every_steps": 3},
-    }
-    return from_tree(Recipe, tree | changes)
+    log = {"every_steps": 2, "tensorboard": False, "geometry_every_steps": 3}
+    data = {"shards": str(shards), "lanes": 2, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}}
+    keys = {"data": data, "checkpoint": {"every_samples": 40}, "log": log, "optim": {}}
+    return make.tiny_recipe(shards, run, **(keys | changes))
 
 
 def test_the_status_has_bad_samples_where_there_are_any() -> None:

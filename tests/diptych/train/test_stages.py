@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import diptych.testing as make
 from diptych.config import dump, from_tree
 from diptych.data.stages import Stage
 from diptych.distributed.runtime import Ranks
@@ -38,20 +39,9 @@ def model(vision: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
-    tree: dict[str, Any] = {
-        "run": str(run),
-        "total_samples": 80,
-        "global_batch": 8,
-        "stages": STAGES,
-        "precision": "fp32",
-        "ema_decay": 0.9,
-        "model": model(VIT),
-        "data": {"shards": str(shards), "lanes": 2, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
-        "optim": {"peak_lr": 1e-2, "schedule": {"warmup_samples": 16}},
-        "checkpoint": {"every_samples": 16, "keep_last": 10},
-        "log": {"every_steps": 1, "tensorboard": False},
-    }
-    return from_tree(Recipe, tree | changes)
+    keys = {"stages": STAGES, "ema_decay": 0.9, "model": model(VIT)}
+    keys |= {"checkpoint": {"every_samples": 16, "keep_last": 10}}
+    return make.tiny_recipe(shards, run, **(keys | changes))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import diptych.testing as make
 from diptych.config import dump, from_tree
 from diptych.data.loader import build_loader
 from diptych.data.reader import Feed
@@ -23,7 +24,6 @@ from diptych.losses.objective import Objective
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import ModelConfig
 from diptych.models.teacher import build_teacher, resized
-from diptych.testing import TINY_MODEL
 from diptych.train import checkpoint, loop
 from diptych.train.recipe import Recipe
 
@@ -50,19 +50,8 @@ def teacher(tmp_path: Path) -> dict[str, Any]:
 
 
 def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
-    tree: dict[str, Any] = {
-        "run": str(run),
-        "total_samples": 64,
-        "global_batch": 8,
-        "precision": "fp32",
-        "model": TINY_MODEL,
-        "objective": ALL,
-        "data": {"shards": str(shards), "lanes": 2, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
-        "optim": {"peak_lr": 1e-2, "schedule": {"warmup_samples": 16}},
-        "checkpoint": {"every_samples": 32, "keep_last": 10},
-        "log": {"every_steps": 1, "tensorboard": False},
-    }
-    return from_tree(Recipe, tree | changes)
+    keys = {"total_samples": 64, "objective": ALL, "checkpoint": {"every_samples": 32, "keep_last": 10}}
+    return make.tiny_recipe(shards, run, **(keys | changes))
 
 
 def losses(run: Path) -> list[float]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from diptych.config import from_tree, to_tree
+import diptych.testing as make
+from diptych.config import to_tree
 from diptych.errors import ConfigError, Interrupted
 from diptych.log import read_metrics
 from diptych.runfolder import RunFolder
-from diptych.testing import TINY_MODEL
 from diptych.train import loop
 from diptych.train.recipe import Recipe
 from diptych.train.trackers import TensorBoard
@@ -79,16 +79,8 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 
 def recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
-    tree: dict[str, Any] = {
-        "run": str(run),
-        "total_samples": 48,
-        "global_batch": 8,
-        "precision": "fp32",
-        "model": TINY_MODEL,
-        "data": {"shards": str(shards), "lanes": 2, "workers": 0, "captions": {"views": [{"columns": ["name"]}]}},
-        "log": {"every_steps": 2, "tensorboard": False, "wandb": "project"},
-    }
-    return from_tree(Recipe, tree | changes)
+    log = {"every_steps": 2, "tensorboard": False, "wandb": "project"}
+    return make.tiny_recipe(shards, run, **({"total_samples": 48, "log": log} | changes))
 
 
 def test_wandb_gets_the_configuration_and_the_same_numbers(shards: Path, tmp_path: Path, wandb: StandIn) -> None:
