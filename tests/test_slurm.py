@@ -38,6 +38,13 @@ def test_one_launcher_per_node(environment: dict[str, str]) -> None:
         assert line.endswith("-m diptych.train mine.yaml run=runs/with space")
 
 
+def test_a_job_of_an_array_puts_its_number_into_the_settings(environment: dict[str, str]) -> None:
+    command = ["bash", str(SCRIPT), "mine.yaml", "run=runs/seed%a", "seed=%a"]
+    array = environment | {"SLURM_ARRAY_TASK_ID": "3"}
+    line = subprocess.run(command, env=array, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    assert line.endswith("mine.yaml run=runs/seed3 seed=3")
+
+
 def test_without_a_configuration_it_says_how(environment: dict[str, str]) -> None:
     done = subprocess.run(["bash", str(SCRIPT)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
