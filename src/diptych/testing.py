@@ -30,6 +30,15 @@ TINY_MODEL: dict[str, Any] = {
         "text": {"context_length": 16, "width": 32, "heads": 2, "layers": 1, "vocab_size": 49408},
     }
 }
+TINY_CAPTIONER: dict[str, Any] = {
+    "towers": {
+        "type": "open_clip",
+        "embed_dim": 32,
+        "vision": TINY_MODEL["towers"]["vision"] | {"attentional_pool": True, "attn_pooler_queries": 5},
+        "text": TINY_MODEL["towers"]["text"] | {"embed_cls": True},
+        "multimodal": {"layers": 2, "heads": 2},
+    }
+}
 
 
 def tiny_model() -> ModelConfig:

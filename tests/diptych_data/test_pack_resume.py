@@ -239,7 +239,7 @@ def test_an_interruption_keeps_what_is_complete(tmp_path: Path) -> None:
 
 def test_two_packs_do_not_share_a_folder(tmp_path: Path) -> None:
     source = table(tmp_path / "in" / "t.csv", 20)
-    refused = pytest.raises(DataError, match="another process packs into this folder")
+    refused = pytest.raises(DataError, match="another process writes this folder")
     with opened((tmp_path / "out").resolve(), "of another"), refused:
         run(source, tmp_path / "out")
     assert run(source, tmp_path / "out").shards == 2

@@ -88,7 +88,7 @@ def opened(out: Path, digest: str) -> Iterator[WorkFolder]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"another process packs into this folder · {out} · wait for it") from None
+            raise DataError(f"another process writes this folder · {out} · wait for it") from None
         except OSError:
             log.debug("no locks on this file system: %s", lock)
         _make_ready(folder, digest)
@@ -100,7 +100,7 @@ def _make_ready(folder: WorkFolder, digest: str) -> None:
     known = written.read_text(encoding="utf-8", errors="replace") if written.is_file() else None
     if known != digest:
         if known is not None:
-            log.warning("an unfinished pack with other options or of another source is thrown away: %s", folder.shards)
+            log.warning("unfinished work with other options or of another source is thrown away: %s", folder.shards)
         shutil.rmtree(folder.shards, ignore_errors=True)
         for inner in folder.work.iterdir():
             if inner.is_dir():

@@ -5,12 +5,10 @@ that a machine's moods meet all of them. The floor is 8·B²·D operations (each
 twice for gradients) at the matmul rate measured in the same run.
 """
 
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diptych.bench.machine import processor
+from diptych.bench.isolated import PeakMeter, hardware, in_process
 from diptych.errors import ConfigError, DiptychError
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -94,13 +92,13 @@ def measure_all(
         problems: dict[str, str] = {}
         rates = []
         for number in range(rounds):
-            rates.append(_in_process(_matmul_rate, replace(settings, rows=size)))
+            rates.append(in_process(_matmul_rate, replace(settings, rows=size)))
             for name in names:
                 if name in problems:
                     continue
                 progress(f"{size} rows, round {number + 1} of {rounds}: {name}")
                 try:
-                    found[name].append(_in_process(_measure, replace(settings, rows=size, implementation=name)))
+                    found[name].append(in_process(_measure, replace(settings, rows=size, implementation=name)))
                 except DiptychError as error:
                     problems[name] = str(error)
         floor = 8 * size**2 * settings.width / statistics.median(rates)
@@ -111,7 +109,7 @@ def measure_all(
 def table(rows: Sequence[Row], settings: Setting, *, peer: str) -> str:
     """The rows as Markdown, with hardware and versions above."""
     lines = [
-        f"{_hardware(settings.device)}, torch {torch.__version__}; D = {settings.width}, {settings.dtype}; forward and "
+        f"{hardware(settings.device)}, torch {torch.__version__}; D = {settings.width}, {settings.dtype}; forward and "
         "backward; seconds: median (least, most)",
         "",
         "| B | | seconds | of the peer's | floor | floor / seconds | extra MiB | of the peer's | loss |",
@@ -146,43 +144,7 @@ def _row(name: str, size: int, floor: float, found: Sequence[Measurement], probl
     return Row(name, size, statistics.median(seconds), spread, extra, floor, found[0].loss)
 
 
-def _hardware(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of {processor()}"
-
-
 # --- one process -------------------------------------------------------------------------------------------------
-
-
-def _in_process(function: Callable[[Setting], Any], setting: Setting) -> Any:
-    """What `function` returns in a process of its own. Raises DiptychError when that process dies or fails."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(function, setting, sender))
-    process.start()
-    sender.close()
-    try:
-        outcome = receiver.recv()
-    except EOFError:
-        outcome = None
-    process.join()
-    if outcome is None:
-        raise DiptychError("out of memory" if process.exitcode == -9 else f"died ({process.exitcode})")
-    value, problem = outcome
-    if problem:
-        raise DiptychError(problem)
-    return value
-
-
-def _child(function: Callable[[Setting], Any], setting: Setting, sender: Any) -> None:
-    try:
-        outcome = (function(setting), "")
-    except Exception as error:  # the boundary of a process
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error)
-        outcome = (None, "out of memory" if full else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    sender.send(outcome)
-    sender.close()
 
 
 def _measure(setting: Setting) -> Measurement:
@@ -191,7 +153,7 @@ def _measure(setting: Setting) -> Measurement:
     image, text = _features(setting)
     if setting.implementation.endswith("compiled"):
         _run(loss, image, text)
-    meter = _PeakMeter(setting.device)
+    meter = PeakMeter(setting.device)
     seconds, value = [], 0.0
     for _ in range(setting.repeats):
         image.grad = text.grad = None
@@ -230,28 +192,6 @@ def _matmul_rate(setting: Setting) -> float:
         product[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return 2 * side**2 * setting.width / best
-
-
-class _PeakMeter:
-    """The peak of memory from here on, above what is in use now."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-        else:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the process's peak
-            self._before = _status("VmRSS")
-
-    def extra_bytes(self) -> int:
-        peak = torch.cuda.max_memory_allocated() if self._cuda else _status("VmHWM")
-        return peak - self._before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024
 
 
 # --- implementations -----------------------------------------------------------------------------------------------

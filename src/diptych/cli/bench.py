@@ -19,6 +19,7 @@ def add(verbs: Any) -> None:
     _add_loss(tools)
     _add_data(tools)
     _add_train(tools)
+    _add_caption(tools)
 
 
 def _add_loss(tools: Any) -> None:
@@ -102,6 +103,43 @@ def _add_train(tools: Any) -> None:
     train.add_argument("--split-steps", type=int, default=8, help="steps of the profiled run; 0: none (default: 8)")
     train.add_argument("--profile", type=Path, metavar="FILE", help="write the profiled run's Chrome trace there")
     train.add_argument("--work", type=Path, metavar="FOLDER", help="where some gigabytes are made, and removed again")
+
+
+def _add_caption(tools: Any) -> None:
+    caption = add_verb(
+        tools,
+        "caption",
+        _bench_caption,
+        "time and peak memory of the caption head beside a dense one; a captioner's step beside its parts run alone",
+        example="diptych bench caption --batch 64 --rounds 1",
+    )
+    caption.add_argument("--batch", type=int, default=256, metavar="B", help="captions, of the head (default: 256)")
+    caption.add_argument("--length", type=int, default=64, metavar="L", help="tokens of a caption (default: 64)")
+    caption.add_argument("--width", type=int, default=512, metavar="W", help="of a token (default: 512)")
+    caption.add_argument("--vocab", type=int, default=49408, metavar="V", help="words (default: 49408)")
+    caption.add_argument("--model", default="coca_ViT-B-32", help="an open_clip captioner (default: coca_ViT-B-32)")
+    caption.add_argument("--step-batch", type=int, default=8, metavar="B", help="pairs, of the step (default: 8)")
+    caption.add_argument("--rounds", type=int, default=3, help="processes per measurement, alternating (default: 3)")
+    caption.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+
+
+def _bench_caption(options: argparse.Namespace) -> Outcome:
+    import torch
+
+    from diptych.bench.caption import Plan, as_json, measure_all, table
+
+    plan = Plan(
+        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        batch=options.batch,
+        length=options.length,
+        width=options.width,
+        vocab=options.vocab,
+        model=options.model,
+        step_batch=options.step_batch,
+        rounds=options.rounds,
+    )
+    report = measure_all(plan, progress=lambda text: log.info("%s", text))
+    return Outcome(as_json(report), table(report))
 
 
 def _bench_train(options: argparse.Namespace) -> Outcome:

@@ -1,11 +1,11 @@
-"""`diptych data TOOL`: what makes shards. inspection.py looks at them, selection.py chooses from them."""
+"""`diptych data TOOL`: what makes shards. inspection.py looks at them, selection.py chooses, negatives.py adds."""
 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diptych.cli import inspection, selection
+from diptych.cli import inspection, negatives, selection
 from diptych.cli.arguments import add_overwrite, add_settings, add_verb, configured
 
 
@@ -16,6 +16,7 @@ def add(verbs: Any) -> None:
     _add_pack(tools)
     inspection.add(tools)
     selection.add(tools)
+    negatives.add(tools)
     _add_emoji(tools)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from torch import nn
 
 from diptych.models.dual_encoder import DualEncoder
 from diptych.version import __version__
@@ -78,7 +79,10 @@ def text(model: DualEncoder, library: Library, origin: Origin) -> str:
 
 
 def _facts(model: DualEncoder) -> str:
-    halves = {"image tower": model.image_tower, "text tower": model.text_tower, "all": model}
+    halves: dict[str, nn.Module] = {"image tower": model.image_tower, "text tower": model.text_tower}
+    if model.text_decoder is not None:
+        halves["text decoder"] = model.text_decoder
+    halves["all"] = model
     counts = [
         (f"parameters, {name}", f"{sum(p.numel() for p in part.parameters()):,}") for name, part in halves.items()
     ]

@@ -42,7 +42,8 @@ _IN_A_BLOCK = {
 
 def refuse(model: DualEncoder) -> None:
     """Raises ConfigError, naming the first property of the towers that a CLIPModel cannot have."""
-    what = _image_obstacle(model.image_tower) or _text_obstacle(model.text_tower, model.open_clip_config or {})
+    what = "a decoder that writes captions" if model.text_decoder is not None else None
+    what = what or _image_obstacle(model.image_tower) or _text_obstacle(model.text_tower, model.open_clip_config or {})
     if what is not None:
         raise ConfigError(f"transformers' CLIPModel cannot express {what} · model.towers · export to open_clip or onnx")
 

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diptych.errors import ConfigError
+from diptych.errors import CheckpointError, ConfigError
 from diptych.export import card
-from diptych.export.check import Difference, Peer, compare
+from diptych.export.check import CAPTIONS, TOLERANCE, Difference, Peer, as_used, compare
 from diptych.export.folder import building
 from diptych.models.dual_encoder import DualEncoder
 
@@ -48,7 +48,7 @@ def export(
     Raises:
         ConfigError: open_clip does not know these towers.
         DataError: the folder is not empty and `overwrite` is off.
-        CheckpointError: what open_clip opens gives other features.
+        CheckpointError: what open_clip opens gives other features, or a captioner other captions.
     """
     if model.open_clip_config is None:
         raise ConfigError(
@@ -59,7 +59,11 @@ def export(
         (unfinished / "open_clip_config.json").write_text(config + "\n", encoding="utf-8")
         save_file(_renamed(model.state_dict()), unfinished / "open_clip_model.safetensors")
         card.write(unfinished, model, LIBRARY, origin)
-        return compare(model, _opened(unfinished))
+        theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{unfinished}", precision="fp32")
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{unfinished}")
+        if model.text_decoder is not None:
+            _compare_captions(model, theirs)
+        return compare(model, _peer(theirs, preprocess, tokenizer))
 
 
 def _config(model: DualEncoder, towers: dict[str, Any]) -> dict[str, Any]:
@@ -93,10 +97,25 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _opened(folder: Path) -> Peer:
-    theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", precision="fp32")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+@torch.no_grad()
+def _compare_captions(model: DualEncoder, theirs: Any) -> None:
+    """Raises CheckpointError where the probabilities of the next words differ by more than rounding."""
+    size = model.image_size
+    images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = model.tokenizer(CAPTIONS[:1]).to(model.logit_scale.device)
+    images = images.to(tokens.device)
+    with as_used(model):
+        ours = model.next_word_logits(images, tokens)
+        pixels = model.normalised(images)
+    found = theirs.eval()(pixels.cpu(), tokens.cpu())["logits"]
+    difference = float((ours.cpu().softmax(-1) - found.softmax(-1)).abs().max())
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"the export foretells other words, off by {difference:.1e} · limit {TOLERANCE:.0e} · nothing is written"
+        )
 
+
+def _peer(theirs: Any, preprocess: Any, tokenizer: Any) -> Peer:
     def encode_image(images: Tensor) -> Tensor:
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         return theirs.encode_image(torch.stack([preprocess(picture) for picture in pictures]))

@@ -42,6 +42,10 @@ class Pairs:
     """What is known of the texts alone."""
     hard_captions: Float[Tensor, "B K D"] | None = None
     """Unit-norm features of K wrong captions of each picture."""
+    caption_losses: Float[Tensor, " B"] | None = None
+    """Of writing each caption, summed over its words."""
+    caption_lengths: Int[Tensor, " B"] | None = None
+    """How many words that were."""
     teacher_scale: float | None = None
     """Multiplies cosines of `teacher_features`; none: the teacher is an average of the model and shares its scale."""
 

@@ -12,9 +12,11 @@ from diptych.distributed.groups import Groups, make_groups
 from diptych.losses.batch import Moment, Pairs
 from diptych.losses.contrastive import ContrastiveLoss
 from diptych.losses.plugs.family import Regulariser
+from diptych.losses.plugs.regulariser.caption import Caption
 from diptych.losses.settings import ContrastiveConfig
 from diptych.losses.table import SampleTable
 from diptych.seeding import derive
+from diptych.vocabulary import TokenLoss
 
 discover("diptych.losses.plugs.regulariser")
 
@@ -38,6 +40,11 @@ class ObjectiveConfig(Config):
         """Whether a term uses the batch's hard captions."""
         names = {plug.choice_name for plug in (*self.contrastive.candidates, *self.regularisers)}
         return bool(names & {"hard_captions", "own_hard_captions", "image_grounded", "text_grounded"})
+
+    @property
+    def caption(self) -> TokenLoss | None:
+        """How the model makes the losses of its captions; None: no term uses them."""
+        return next((term.form for term in self.regularisers if isinstance(term, Caption)), None)
 
 
 @dataclass(frozen=True)

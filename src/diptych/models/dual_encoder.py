@@ -13,8 +13,10 @@ from diptych import names
 from diptych.config import Config, discover
 from diptych.distributed import sharding
 from diptych.errors import ConfigError
+from diptych.models.captions import next_words
 from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
 from diptych.seeding import derive
+from diptych.vocabulary import IGNORED, TokenLoss
 
 discover("diptych.models.towers")
 
@@ -56,6 +58,10 @@ class Embeddings(NamedTuple):
     logit_bias: Float[Tensor, ""] | None
     hard_captions: Float[Tensor, "B K D"] | None = None
     """Unit norm; where hard captions were given."""
+    caption_losses: Float[Tensor, " B"] | None = None
+    """Summed over the words of each caption; where a captioner was asked for them."""
+    caption_lengths: Int[Tensor, " B"] | None = None
+    """How many words that were, the end of the text included."""
 
 
 class DualEncoder(nn.Module):
@@ -65,6 +71,9 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.image_tower = built.image_tower
         self.text_tower = built.text_tower
+        self.text_decoder = built.captioner.decoder if built.captioner is not None else None
+        """What makes this a captioner; the towers then give tokens beside features."""
+        self.spelling = built.captioner.spelling if built.captioner is not None else None
         start = built.logit_scale if built.logit_scale is not None else math.log(1 / config.init_temperature)
         # Vectors of one: parameters without axes cannot be divided among ranks, and FSDP2 and ZeRO refuse them.
         self.logit_scale = nn.Parameter(torch.tensor([start]))
@@ -92,43 +101,83 @@ class DualEncoder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As torch's; a tower without anything to train stays as it is used: no dropout, no running statistics."""
         super().train(mode)
-        for tower in (self.image_tower, self.text_tower):
-            if not _learns(tower):
+        for tower in (self.image_tower, self.text_tower, self.text_decoder):
+            if tower is not None and not _learns(tower):
                 tower.eval()
         return self
 
     def encode_image(self, images: UInt8[Tensor, "B 3 height width"]) -> Float[Tensor, "B D"]:
         """Unit-norm float32 features of uint8 pictures; normalisation of the pixels happens here, on the device."""
-        gain, offset = self.get_buffer("pixel_gain"), self.get_buffer("pixel_offset")
-        pixels = torch.addcmul(offset, images.to(gain.dtype), gain).contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(self.image_tower)):
-            return F.normalize(self.image_tower(pixels).float(), dim=-1)
+        return self.see(images)[0]
 
     def encode_text(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
         """Unit-norm float32 features of token ids."""
+        return self.read(tokens)[0]
+
+    def see(
+        self, images: UInt8[Tensor, "B 3 height width"]
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B P W"] | None]:
+        """The features of pictures and, of a captioner, their tokens, from one pass."""
+        pixels = self.normalised(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(self.image_tower)):
+            return self._unit(self.image_tower(pixels))
+
+    def normalised(self, images: UInt8[Tensor, "B 3 height width"]) -> Float[Tensor, "B 3 height width"]:
+        """What the image tower sees of pictures: numbers of about zero mean and unit variance."""
+        gain, offset = self.get_buffer("pixel_gain"), self.get_buffer("pixel_offset")
+        return torch.addcmul(offset, images.to(gain.dtype), gain).contiguous(memory_format=torch.channels_last)
+
+    def read(self, tokens: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B L W"] | None]:
+        """The features of token ids and, of a captioner, what it makes of each of them, from one pass."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(self.text_tower)):
-            return F.normalize(self.text_tower(tokens).float(), dim=-1)
+            features, words = self._unit(self.text_tower(tokens))
+        # A text tower may need padding that is not there; the decoder does not.
+        return features, words[:, : tokens.shape[1]] if words is not None else None
+
+    def _unit(self, found: Any) -> tuple[Tensor, Tensor | None]:
+        features, tokens = found if self.text_decoder is not None else (found, None)
+        return F.normalize(features.float(), dim=-1), tokens
+
+    def next_word_logits(
+        self, images: UInt8[Tensor, "B 3 height width"], tokens: Int[Tensor, "B L"]
+    ) -> Float[Tensor, "B L-1 V"]:
+        """What a captioner makes of each word but the last: logits of the one behind it. All of them at once: for
+        tests, and for captions that are compared word by word."""
+        assert self.text_decoder is not None, "the caller sees to it that the model writes captions"
+        _, image_tokens = self.see(images)
+        _, words = self.read(tokens)
+        assert words is not None
+        return self.text_decoder(image_tokens, words[:, :-1])
 
     def forward(
         self,
         images: UInt8[Tensor, "B 3 height width"],
         tokens: Int[Tensor, "B L"],
         hard_tokens: Int[Tensor, "B K L"] | None = None,
+        caption: TokenLoss | None = None,
     ) -> Embeddings:
         """Both towers and the scale: everything an objective needs, in one call that wrappers can see.
 
         Args:
             hard_tokens: those of K hard captions of each picture, K above 0, embedded together with the others.
+            caption: asks a captioner for the losses of its captions, made in this way.
         """
-        image_features = self.encode_image(images)
+        image_features, image_tokens = self.see(images)
         # Sums of one number: FSDP2 does not like views among what a module gives back.
         scale = self.logit_scale.exp().sum()
         bias = self.logit_bias.sum() if self.logit_bias is not None else None
-        if hard_tokens is None:
-            return Embeddings(image_features, self.encode_text(tokens), scale, bias)
-        text_features = self.encode_text(torch.cat([tokens, hard_tokens.flatten(0, 1)]))
-        hard = text_features[len(tokens) :].unflatten(0, hard_tokens.shape[:2])
-        return Embeddings(image_features, text_features[: len(tokens)], scale, bias, hard)
+        count = len(tokens)
+        both = tokens if hard_tokens is None else torch.cat([tokens, hard_tokens.flatten(0, 1)])
+        text_features, words = self.read(both)
+        hard = text_features[count:].unflatten(0, hard_tokens.shape[:2]) if hard_tokens is not None else None
+        features = text_features[:count] if hard_tokens is not None else text_features
+        if caption is None:
+            return Embeddings(image_features, features, scale, bias, hard)
+        assert self.text_decoder is not None, "check_needs has seen to it that the model writes captions"
+        assert words is not None
+        targets = next_words(tokens)
+        losses = self.text_decoder(image_tokens, words[:count, :-1], targets, caption)
+        return Embeddings(image_features, features, scale, bias, hard, losses, (targets != IGNORED).sum(1))
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from diptych.names import begins, check
 
-_LAYER = re.compile(r"\.(?:resblocks|blocks|layers|layer|h)\.(\d+)\.")
+_LAYER = re.compile(r"\.(?:resblocks|cross_attn|blocks|layers|layer|h)\.(\d+)\.")
 # `pre_layrnorm` is how transformers spells it.
 _STEM = re.compile(r"embed|conv1|patch|cls_token|ln_pre|norm_pre|pre_layrnorm|pre_layernorm")
 

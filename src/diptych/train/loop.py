@@ -62,6 +62,7 @@ def _train(recipe: Recipe, engine: Engine, evaluator: Evaluator | None) -> RunFo
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs know it for tensors only
     loss = objective.build(recipe.objective, embed_dim=model.embed_dim, seed=recipe.seed).to(engine.device)
     step.check_needs(recipe, loss, teacher)
+    step.check_captioner(model, loss)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     speed.prepare(model, recipe.speed)
     engine.shard(model, *_untrained(engine, ema, teacher))

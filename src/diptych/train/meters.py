@@ -74,8 +74,10 @@ def tower_norms(model: DualEncoder) -> dict[str, Tensor]:
     would cost what ZeRO saves.
     """
     norms = {}
-    for name, tower in (("image_tower", model.image_tower), ("text_tower", model.text_tower)):
-        known = [p.grad for p in tower.parameters() if p.grad is not None and not zero.has(p)]
+    for name in ("image_tower", "text_tower", "text_decoder"):
+        tower = getattr(model, name)
+        parameters = tower.parameters() if tower is not None else ()
+        known = [p.grad for p in parameters if p.grad is not None and not zero.has(p)]
         if known:
             norms[name] = sharding.total_norm(known)
     return norms

@@ -15,7 +15,7 @@ from diptych.losses.accumulate import Features, accumulate, gradient_sync
 from diptych.losses.batch import Moment, Pairs
 from diptych.losses.objective import Objective, Terms
 from diptych.losses.plugs.weights.inverse_propensity import surface_features
-from diptych.models.dual_encoder import Embeddings
+from diptych.models.dual_encoder import DualEncoder, Embeddings
 from diptych.models.patch_dropout import keep_all_patches
 from diptych.models.teacher import Teacher
 from diptych.optim import optimizers, schedules
@@ -88,6 +88,22 @@ def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = 
         )
 
 
+def check_captioner(model: DualEncoder, objective: Objective) -> None:
+    """Raises ConfigError where the objective asks for captions that the model does not write, or leaves its decoder
+    without anything to learn."""
+    asked, decoder = objective.config.caption is not None, model.text_decoder
+    if asked and decoder is None:
+        raise ConfigError(
+            "the objective has the term caption, and the model has no decoder · objective.regularisers · name a "
+            "captioner, such as coca_ViT-B-32, in model.towers.name, or give model.towers.multimodal"
+        )
+    if decoder is not None and not asked and any(parameter.requires_grad for parameter in decoder.parameters()):
+        raise ConfigError(
+            "nothing in the objective teaches the model's decoder · objective.regularisers · add caption, or freeze it "
+            "with model.frozen: [text_decoder]"
+        )
+
+
 def _check_widths(recipe: Recipe, objective: Objective, teacher: Teacher | None) -> None:
     """Raises ConfigError unless there is a teacher, and as wide as plugs want it."""
     if teacher is None and recipe.ema_decay is None:
@@ -122,7 +138,8 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
 
     def embed(inputs: _Inputs) -> Features:
         with engine.autocast(), record_function("diptych.forward"):
-            return state.wrapped(inputs.images, inputs.tokens, inputs.hard_tokens)._asdict()
+            found = state.wrapped(inputs.images, inputs.tokens, inputs.hard_tokens, state.objective.config.caption)
+            return found._asdict()
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
         # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.

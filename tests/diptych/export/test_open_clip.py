@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import diptych
+from diptych.errors import CheckpointError
 from diptych.export import to_open_clip
 from diptych.models.dual_encoder import DualEncoder
 
@@ -43,3 +44,39 @@ def test_who_opens_it_fetches_no_other_weights(tmp_path: Path, make: Make) -> No
     assert written["model_cfg"]["vision_cfg"]["timm_model_pretrained"] is False
     assert model.open_clip_config["vision_cfg"]["timm_model_pretrained"] is True
     diptych.load(str(tmp_path / "out"))
+
+
+def test_captioners_write_the_same_there_and_back_here(tmp_path: Path, make: Make) -> None:
+    vision, text = {"attentional_pool": True, "attn_pooler_queries": 5}, {"embed_cls": True}
+    model = make(vision=vision, text=text, embed_dim=32, multimodal_cfg={"layers": 2, "heads": 2})
+    to_open_clip.export(model, tmp_path / "out")
+    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'out'}", precision="fp32")
+    assert type(theirs).__name__ == "CoCa"
+    again = diptych.load(str(tmp_path / "out")).model
+    tokens = model.tokenizer(TEXTS)
+    with torch.no_grad():
+        found = theirs(model.normalised(IMAGES), tokens)
+        for each in (model, again):
+            for ours, their in (
+                (each.encode_image(IMAGES), found["image_features"]),
+                (each.encode_text(tokens), found["text_features"]),
+                (each.next_word_logits(IMAGES, tokens), found["logits"]),
+            ):
+                torch.testing.assert_close(ours, their, atol=1e-5, rtol=1e-5)
+
+
+def test_an_export_that_foretells_other_words_is_not_written(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision, text = {"attentional_pool": True, "attn_pooler_queries": 5}, {"embed_cls": True}
+    model = make(vision=vision, text=text, embed_dim=32, multimodal_cfg={"layers": 2, "heads": 2})
+    renamed = to_open_clip._renamed
+
+    def wrong(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = renamed(state)
+        return found | {"text_decoder.ln_final.bias": found["text_decoder.ln_final.bias"] + 0.5}
+
+    monkeypatch.setattr(to_open_clip, "_renamed", wrong)
+    with pytest.raises(CheckpointError, match="foretells other words"):
+        to_open_clip.export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

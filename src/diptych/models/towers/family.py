@@ -5,7 +5,7 @@ class MyTowers(Towers, name="my_towers"):
     def build(self) -> BuiltTowers: ...
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Protocol
@@ -78,6 +78,30 @@ class BuiltTowers:
     open_clip_config: dict[str, Any] | None
     """`embed_dim`, `vision_cfg`, `text_cfg` from which open_clip builds the same towers: what an export to it needs.
     None for towers that open_clip does not know."""
+    captioner: "Captioner | None" = None
+    """Where there is one, the towers give tokens beside features: the image tower (features [B, D], [B, P, W]), the
+    text tower (features [B, D], [B, L, W])."""
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """What makes a captioner of two towers."""
+
+    decoder: nn.Module
+    """Tokens of pictures and of the words before, to logits [B, L, V] of the next words, or to their losses [B]."""
+    spelling: "Spelling"
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """From ids to words."""
+
+    start: int
+    """The id that every caption begins with."""
+    end: int
+    """The id that every caption ends with."""
+    text: Callable[[Sequence[int]], str]
+    """The words of ids, without start and end."""
 
 
 def padded_with(tokens: Int[Tensor, "B L"], pad: int) -> Int[Tensor, "B L"]:

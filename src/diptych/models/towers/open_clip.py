@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import open_clip
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from open_clip.hf_model import HFTextEncoder
-from open_clip.model import CustomTextCLIP, convert_to_custom_text_state_dict
+from open_clip.model import CLIPTextCfg, CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer
@@ -23,10 +24,23 @@ from torch import Tensor, nn
 
 from diptych.errors import CheckpointError, ConfigError, one_line
 from diptych.models.towers.bpe import BpeTokenizer
-from diptych.models.towers.family import BuiltTowers, CachedTokenizer, Pixels, TextTokenizer, Towers, padded_with
+from diptych.models.towers.decoder import CaptionDecoder, check_fit
+from diptych.models.towers.family import (
+    BuiltTowers,
+    CachedTokenizer,
+    Captioner,
+    Pixels,
+    Spelling,
+    TextTokenizer,
+    Towers,
+    padded_with,
+)
+from diptych.models.towers.resize import OtherPositions
 
 _CONFIG_FILE, _WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
-_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
+_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "multimodal_cfg", "quick_gelu", "init_logit_bias")
+
+_ALIKE = ("context_length", "vocab_size", "width", "heads", "layers")
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,9 @@ class OpenClipTowers(Towers, name="open_clip"):
     """Keys of open_clip's `vision_cfg` that differ from the named model's."""
     text: dict[str, Any] = field(default_factory=dict)
     """Keys of open_clip's `text_cfg` that differ from the named model's."""
+    multimodal: dict[str, Any] = field(default_factory=dict)
+    """Keys of open_clip's `multimodal_cfg` that differ from the named model's; where there are any, the model is a
+    captioner (CoCa): a decoder, `text_decoder`, writes captions. What is not said of it is as in `text`."""
     weights: str | None = None
     """A tag that open_clip knows for this name (`openai`, `laion2b_s34b_b79k`), or a local .safetensors/.pt file."""
     image_weights: Path | None = None
@@ -52,7 +69,7 @@ class OpenClipTowers(Towers, name="open_clip"):
         """See Towers. Raises ConfigError for keys open_clip does not take, CheckpointError for unusable weights."""
         config = self.resolved()
         try:
-            model = CustomTextCLIP(**config).float()  # texts of transformers come in the precision of their files
+            model = _model(config)
         except (TypeError, RuntimeError, ValueError, AssertionError, OSError) as error:
             raise ConfigError(f"open_clip cannot build this model ({one_line(error)}) · model.towers") from error
         published = self._load_weights(model)
@@ -61,17 +78,23 @@ class OpenClipTowers(Towers, name="open_clip"):
         wanted = published
         if self.image_weights is not None or self.vision.get("timm_model_pretrained"):
             wanted = getattr(getattr(model.visual, "trunk", None), "pretrained_cfg", {}) | published
+        tokenizer = _tokenizer(model.text, config["text_cfg"])
+        captioner = None
+        if isinstance(decoder := getattr(model, "text_decoder", None), CaptionDecoder):
+            check_fit(model.visual, model.text, decoder)
+            captioner = Captioner(decoder, _spelling(config["text_cfg"]))
         _accept_trimmed_tokens(model.text)
         size = model.visual.image_size
         return BuiltTowers(
             image_tower=model.visual,
             text_tower=model.text,
-            tokenizer=_tokenizer(model.text, config["text_cfg"]),
+            tokenizer=tokenizer,
             embed_dim=config["embed_dim"],
             pixels=_pixels(size if isinstance(size, int) else size[0], wanted),
             logit_scale=model.logit_scale.item() if published else None,
             logit_bias=model.logit_bias.item() if published and model.logit_bias is not None else None,
             open_clip_config=config,
+            captioner=captioner,
         )
 
     def _load_weights(self, model: CustomTextCLIP) -> dict[str, Any]:
@@ -93,11 +116,18 @@ class OpenClipTowers(Towers, name="open_clip"):
         return published | {"file": str(path)}
 
     def resolved(self) -> dict[str, Any]:
-        """The complete open_clip configuration: `embed_dim`, `vision_cfg`, `text_cfg` and, where set, `quick_gelu`."""
+        """The complete open_clip configuration: `embed_dim`, `vision_cfg`, `text_cfg` and, where set, `quick_gelu` and
+        `multimodal_cfg`."""
         config = _named_config(self.name) if self.name is not None else {"vision_cfg": {}, "text_cfg": {}}
         config = {key: config[key] for key in _MODEL_KEYS if key in config}
         config["vision_cfg"] |= self.vision
         config["text_cfg"] |= self.text
+        if self.multimodal or "multimodal_cfg" in config:
+            alike = {key: config["text_cfg"][key] for key in _ALIKE if key in config["text_cfg"]}
+            config["multimodal_cfg"] = alike | config.get("multimodal_cfg", {}) | self.multimodal
+        for part in ("vision_cfg", "text_cfg"):  # what open_clip's captioner counts on, and nothing else takes
+            if "multimodal_cfg" in config or "output_tokens" in config[part]:
+                config[part]["output_tokens"] = "multimodal_cfg" in config
         if self.embed_dim is not None:
             config["embed_dim"] = self.embed_dim
         if self.weights == "openai":
@@ -105,6 +135,17 @@ class OpenClipTowers(Towers, name="open_clip"):
         if "embed_dim" not in config:
             raise ConfigError("embed_dim is missing · model.towers · name an open_clip model or give embed_dim")
         return config
+
+
+def _model(config: dict[str, Any]) -> CustomTextCLIP:
+    """Both towers and, for a captioner, `text_decoder` beside them: open_clip's `CoCa`, name by name."""
+    towers = {key: value for key, value in config.items() if key != "multimodal_cfg"}
+    model = CustomTextCLIP(**towers)
+    if "multimodal_cfg" in config:
+        vocab_size = config["text_cfg"].get("vocab_size", CLIPTextCfg.vocab_size)
+        quick_gelu = bool(config.get("quick_gelu"))
+        model.text_decoder = CaptionDecoder(config["multimodal_cfg"], vocab_size=vocab_size, quick_gelu=quick_gelu)
+    return model.float()  # texts of transformers come in the precision of their files
 
 
 def _pixels(size: int, wanted: Mapping[str, Any]) -> Pixels:
@@ -173,7 +214,8 @@ def _accept_trimmed_tokens(text_tower: nn.Module) -> None:
 
     open_clip hands its transformer the mask of the whole context. Behind a causal mask with end-of-text pooling the
     padding to the right changes nothing, so the mask is cut to the tokens that came. Where features depend on the
-    padding (SigLIP pools the last place and has no mask, CoCa's class token stands behind it), it is put back.
+    padding (SigLIP pools the last place and has no mask), it is put back; of what stands before CoCa's class token,
+    one place of it.
     """
 
     def fill(tower: Any, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -186,11 +228,29 @@ def _accept_trimmed_tokens(text_tower: nn.Module) -> None:
         return args, kwargs
 
     if isinstance(text_tower, TextTransformer):
-        of_all = text_tower.attn_mask is None or text_tower.pool_type == "last" or text_tower.cls_emb is not None
-        if of_all:
+        if text_tower.cls_emb is not None:
+            # A bound method, not a closure: a deep copy of the tower (the averaged model) gets its own.
+            text_tower._embeds = MethodType(_embeds_before_class, text_tower)
+        elif text_tower.attn_mask is None or text_tower.pool_type == "last":
             text_tower.register_forward_pre_hook(fill)
         else:
             text_tower.transformer.register_forward_pre_hook(cut_mask, with_kwargs=True)
+
+
+def _embeds_before_class(tower: Any, text: Int[Tensor, "B L"]) -> tuple[Tensor, Tensor | None]:
+    """In place of a text tower's own, whose class token stands behind the whole context, and has that place's position.
+
+    open_clip's mask, shifted by one place (see `correct_cls_mask`), hides all padding from it but the first one, and
+    hides it from itself where there is any. One place of padding gives the same.
+    """
+    length = text.shape[1]
+    if length >= tower.context_length:
+        return TextTransformer._embeds(tower, text)
+    positions = tower.positional_embedding
+    if length + 1 < tower.context_length:
+        positions = torch.cat([positions[: length + 1], positions[-1:]])
+    embedded, mask = TextTransformer._embeds(OtherPositions(tower, positions), F.pad(text, (0, 1)))
+    return embedded, mask
 
 
 def _tokenizer(text_tower: nn.Module, text_cfg: dict[str, Any]) -> TextTokenizer:
@@ -238,3 +298,15 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
         if tokenizer.reduction_fn is None:
             return BpeTokenizer(tokenizer, length)
     return CachedTokenizer(tokenizer, length)
+
+
+def _spelling(text_cfg: dict[str, Any]) -> Spelling:
+    """How ids of `build_tokenizer` are written out."""
+    if text_cfg.get("hf_tokenizer_name"):
+        theirs = HFTokenizer(text_cfg["hf_tokenizer_name"], **(text_cfg.get("tokenizer_kwargs") or {})).tokenizer
+        start = theirs.bos_token_id if theirs.bos_token_id is not None else theirs.cls_token_id
+        end = theirs.eos_token_id if theirs.eos_token_id is not None else theirs.sep_token_id
+        return Spelling(start, end, lambda ids: theirs.decode(ids, skip_special_tokens=True).strip())
+    tokenizer = open_clip.SimpleTokenizer()
+    start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+    return Spelling(start, end, lambda ids: tokenizer.decode([i for i in ids if i not in (start, end)]).strip())

@@ -30,6 +30,9 @@ class PairTowers(Towers, name="pair"):
     def build(self) -> BuiltTowers:
         """See Towers. Raises ConfigError where widths differ and `embed_dim` is not given."""
         image, text = self.image.build(), self.text.build()
+        for tower in (image.image_tower, text.text_tower):
+            if getattr(tower, "output_tokens", False):  # a captioner's: here there is no decoder that takes them
+                tower.output_tokens = False  # type: ignore[assignment]  # a plain attribute
         if self.embed_dim is None and image.embed_dim != text.embed_dim:
             raise ConfigError(
                 f"the towers' features have {image.embed_dim} and {text.embed_dim} numbers · model.towers · "

@@ -70,8 +70,8 @@ def _try(tower: nn.Module, size: int) -> None:
         tower.train(was_training)
 
 
-class _OnGrid:
-    """A module as its own code sees it, with the positional embedding of another grid."""
+class OtherPositions:
+    """A module as its own code sees it, with another positional embedding."""
 
     def __init__(self, module: nn.Module, positional_embedding: Tensor) -> None:
         self._module, self.positional_embedding = module, positional_embedding
@@ -89,7 +89,7 @@ def _embeds(tower: VisionTransformer, images: Float[Tensor, "B 3 height width"])
     if height % down or width % across:
         raise ValueError(f"no multiple of the patch size, {down}")
     positions = resampled(tower.positional_embedding, tower.grid_size, (height // down, width // across))
-    return VisionTransformer._embeds(_OnGrid(tower, positions), images)
+    return VisionTransformer._embeds(OtherPositions(tower, positions), images)
 
 
 def _pool(pool: AttentionPool2d, features: Float[Tensor, "B W height width"]) -> Float[Tensor, "B D"]:
@@ -99,7 +99,7 @@ def _pool(pool: AttentionPool2d, features: Float[Tensor, "B W height width"]) ->
     if grid == (side, side):
         return AttentionPool2d.forward(pool, features)
     positions = resampled(pool.positional_embedding, (side, side), grid)
-    return AttentionPool2d.forward(_OnGrid(pool, positions), features)
+    return AttentionPool2d.forward(OtherPositions(pool, positions), features)
 
 
 def resampled(positions: Float[Tensor, "places W"], grid: Grid, new: Grid) -> Float[Tensor, "new_places W"]:
