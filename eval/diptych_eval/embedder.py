@@ -158,9 +158,9 @@ class Embedder:
         problem: DiptychError | None = None
         title = f"pictures of {pictures.where}"
         try:
-            with logs.progress(title, len(mine), quiet=not self.ranks.is_main) as bar:
+            with logs.progress(title, len(mine), quiet=not self.ranks.is_main) as bar, self._autocast():
                 for batch in batches(pictures, view, mine, threads=self._settings.threads):
-                    features = self._encode(batch.images) if batch.items else torch.empty(0)
+                    features = self.encoder.encode_image(batch.images) if batch.items else torch.empty(0)
                     made.append((features, batch.items, batch.faults))
                     bar.advance()
         except DiptychError as error:
@@ -186,10 +186,6 @@ class Embedder:
         features = torch.cat(self._in_order(made)) if parts else self.encoder.encode_text([])
         row = {text: number for number, text in enumerate(different)}
         return features[torch.tensor([row[text] for text in texts], dtype=torch.long)]
-
-    def _encode(self, images: Tensor) -> Tensor:
-        with self._autocast():
-            return self.encoder.encode_image(images)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         device = "cuda" if torch.cuda.is_available() else "cpu"

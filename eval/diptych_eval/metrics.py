@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_ROWS, _COLUMNS = 1024, 8192
+_ROWS, _COLUMNS = 512, 2048
 
 
 Right = Sequence[Sequence[int]]
@@ -99,7 +99,8 @@ def _ranks(
                 # So written, NaN counts against the model too.
                 at_least = ~(scores < (best[0][at, None] if side == 0 else best[1][None, at]))
                 at_least[places] = False
-                counts[side][at] += at_least.sum(1 - side)
+                # numpy counts booleans ten times as fast as torch adds them up.
+                counts[side][at] += torch.from_numpy(np.count_nonzero(at_least.numpy(), axis=1 - side))
     return counts[0], counts[1]
 
 

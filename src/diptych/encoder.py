@@ -28,7 +28,9 @@ from diptych.models.dual_encoder import DualEncoder, ModelConfig
 from diptych.runfolder import RunFolder
 from diptych.train import checkpoint
 
-_TEXT_BATCH, _IMAGE_BATCH = 512, 256
+# On a CPU short batches of captions of like length cost less padding; a GPU wants work.
+_TEXT_BATCH = {"cpu": 64, "cuda": 512}
+_IMAGE_BATCH = 256
 
 
 class ModelEncoder:
@@ -44,7 +46,7 @@ class ModelEncoder:
         self.fingerprint = _fingerprint(model)
         self._device = model.logit_scale.device
 
-    @torch.inference_mode()
+    @torch.no_grad()  # under inference_mode autocast would cast all weights anew for every batch
     def encode_image(self, images: UInt8[Tensor, "B 3 height width"] | Sequence[Image.Image]) -> Float[Tensor, "B D"]:
         """Unit-norm features of uint8 pixels of the model's size, or of pictures of any size, which are brought to it
         as in every evaluation (`view`)."""
@@ -56,14 +58,15 @@ class ModelEncoder:
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.model.embed_dim)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # under inference_mode autocast would cast all weights anew for every batch
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         """Unit-norm features of captions; batches hold captions of similar length, so that little is padding."""
         if not texts:
             return torch.empty(0, self.model.embed_dim)
         tokens = self.model.tokenizer(list(texts))
         order = torch.argsort((tokens != 0).sum(1))
-        parts = [self.model.encode_text(trim(rows).to(self._device)).cpu() for rows in tokens[order].split(_TEXT_BATCH)]
+        batches = tokens[order].split(_TEXT_BATCH.get(self._device.type, _TEXT_BATCH["cuda"]))
+        parts = [self.model.encode_text(trim(rows).to(self._device)).cpu() for rows in batches]
         features = torch.cat(parts)
         return torch.empty_like(features).index_copy_(0, order, features)
 

@@ -155,7 +155,7 @@ def test_output_that_is_already_there(
 def test_what_is_no_model(tmp_path: Path, refuses: Callable[..., None]) -> None:
     tasks = tmp_path / "tasks.yaml"
     tasks.write_text("tasks: []\n")
-    refuses(["eval", tmp_path / "nowhere", "--config", tasks], "neither a run folder nor open_clip:", "nowhere")
+    refuses(["eval", tmp_path / "nowhere", "--config", tasks], "neither a run folder, a folder with a model", "nowhere")
     refuses(["eval", "open_clip:ViT-B-23", "--config", tasks], "did you mean 'ViT-B-32'?")
     refuses(["report", tmp_path / "nowhere"], "not a run")
 

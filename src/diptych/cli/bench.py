@@ -20,6 +20,8 @@ def add(verbs: Any) -> None:
     _add_data(tools)
     _add_train(tools)
     _add_caption(tools)
+    _add_eval(tools)
+    _add_ranks(tools)
 
 
 def _add_loss(tools: Any) -> None:
@@ -142,6 +144,78 @@ def _bench_caption(options: argparse.Namespace) -> Outcome:
     return Outcome(as_json(report), table(report))
 
 
+def _add_eval(tools: Any) -> None:
+    evaluate = add_verb(
+        tools,
+        "eval",
+        _bench_eval,
+        "zero-shot classification and retrieval of one set, start to results, beside clip-benchmark in the same run",
+        example="diptych bench eval --model demo/run --peer-python .peer-eval/bin/python",
+    )
+    evaluate.add_argument(
+        "--model", default="open_clip:ViT-B-32", help="what `diptych export` takes to open_clip (open_clip:ViT-B-32)"
+    )
+    evaluate.add_argument("--peer-python", type=Path, metavar="PATH", help="Python that has clip-benchmark")
+    evaluate.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="in clip-benchmark's layout, with classes and captions; none: made"
+    )
+    evaluate.add_argument("--pictures", type=int, default=1000, help="of a set that is made (default: 1000)")
+    evaluate.add_argument("--classes", type=int, default=20, help="of it, with 80 prompts each (default: 20)")
+    evaluate.add_argument("--captions", type=int, default=5, help="of each picture of it (default: 5)")
+    evaluate.add_argument("--picture", default="500x375", metavar="WxH", help="size of its pictures (default: 500x375)")
+    evaluate.add_argument("--batch", type=int, default=64, help="of everybody (default: 64)")
+    evaluate.add_argument("--workers", type=int, default=4, help="their loader's processes, our threads (default: 4)")
+    evaluate.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="of everybody; their default is bf16"
+    )
+    evaluate.add_argument("--rounds", type=int, default=3, help="processes per measurement, alternating (default: 3)")
+    evaluate.add_argument("--work", type=Path, metavar="FOLDER", help="where model and set are written, and removed")
+
+
+def _bench_eval(options: argparse.Namespace) -> Outcome:
+    from diptych.bench.data_pictures import parse_sizes
+    from diptych.bench.eval import Plan, measure_all
+    from diptych.bench.eval_data import MadeSet
+    from diptych.bench.eval_table import as_json, table
+
+    plan = Plan(
+        model=options.model,
+        data=options.data,
+        made=MadeSet(options.pictures, options.classes, options.captions, parse_sizes(options.picture)[0]),
+        batch=options.batch,
+        workers=options.workers,
+        precision=options.precision,
+        rounds=options.rounds,
+        peer_python=options.peer_python,
+    )
+    report = measure_all(plan, progress=lambda text: log.info("%s", text), work=options.work)
+    return Outcome(as_json(report), table(report))
+
+
+def _add_ranks(tools: Any) -> None:
+    ranks = add_verb(
+        tools,
+        "ranks",
+        _bench_ranks,
+        "seconds and memory of retrieval among N pictures and N texts, both ways",
+        example="diptych bench ranks --rows 20000,50000 --widths 64,512",
+    )
+    ranks.add_argument("--rows", default="20000", metavar="N[,N…]", help="of each side (default: 20000)")
+    ranks.add_argument("--widths", default="512", metavar="D[,D…]", help="of the features (default: 512)")
+    ranks.add_argument(
+        "--limit", type=float, default=600.0, metavar="SECONDS", help="of each; memory is known all the same (600)"
+    )
+
+
+def _bench_ranks(options: argparse.Namespace) -> Outcome:
+    from diptych_eval.bench import Setting, as_json, measure_all, table
+
+    sizes = _numbers(options.rows, "--rows")
+    settings = [Setting(rows, width, options.limit) for width in _numbers(options.widths, "--widths") for rows in sizes]
+    rows = measure_all(settings, progress=lambda text: log.info("%s", text))
+    return Outcome({"rows": as_json(rows)}, table(rows))
+
+
 def _bench_train(options: argparse.Namespace) -> Outcome:
     from diptych.bench.train import as_json, measure_all
     from diptych.bench.train_table import table
@@ -204,7 +278,7 @@ def _bench_loss(options: argparse.Namespace) -> dict[str, Any] | None:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     setting = Setting("ours", 0, options.width, device, options.dtype, options.repeats)
     names = ["ours", *dict.fromkeys(name for name in options.against.split(",") if name)]
-    sizes = _sizes(options.rows)
+    sizes = _numbers(options.rows, "--rows")
     rows = measure_all(setting, sizes, names, rounds=options.rounds, progress=lambda text: log.info("%s", text))
     if options.json:
         return {"rows": as_json(rows)}
@@ -212,9 +286,9 @@ def _bench_loss(options: argparse.Namespace) -> dict[str, Any] | None:
     return None
 
 
-def _sizes(text: str) -> list[int]:
+def _numbers(text: str, option: str) -> list[int]:
     """Positive numbers between commas."""
     parts = text.split(",")
     if not all(part.isdigit() and int(part) for part in parts):
-        raise ConfigError(f"batch sizes {text!r} are no positive numbers · --rows · write them as 8192,16384")
+        raise ConfigError(f"{text!r} are no positive numbers · {option} · write them as 8192,16384")
     return [int(part) for part in parts]

@@ -33,7 +33,6 @@ def _eval(options: argparse.Namespace) -> dict[str, Any]:
     from diptych.distributed.runtime import joined_ranks
     from diptych.runfolder import RunFolder
     from diptych_eval.load import load
-    from diptych_eval.report.html import write_report
     from diptych_eval.suite import EvalConfig, evaluate
 
     tasks = load_config(EvalConfig, options.config, options.settings)
@@ -43,6 +42,8 @@ def _eval(options: argparse.Namespace) -> dict[str, Any]:
         results = evaluate(load(options.model), tasks, out=folder, overwrite=options.overwrite, ranks=ranks)
     summary: dict[str, Any] = {f"{result.task} {result.dataset}": result.metrics for result in results}
     if run.exists and ranks.is_main:
+        from diptych_eval.report.html import write_report
+
         write_report([run.root])
         summary["report"] = str(run.report)
     return summary

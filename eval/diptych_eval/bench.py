@@ -1,0 +1,170 @@
+"""`diptych bench ranks`: seconds and memory of retrieval among many pictures and as many texts, both ways.
+
+Features are random unit vectors of float32, each text right for one picture. Every measurement has a process of its own
+and at most so many seconds. What it holds is the same from the first of all blocks of scores to the last, so one that
+ends among them tells the memory too. Time grows with the square of the rows.
+"""
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diptych.bench.machine import processor
+from diptych.errors import ConfigError
+from diptych_eval import metrics
+
+_CHUNK = 65_536
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One measurement."""
+
+    rows: int
+    """Pictures, and as many texts."""
+    width: int
+    """D, of the features."""
+    limit_seconds: float = 600.0
+    """It ends then, finished or not."""
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.width) < 1 or self.limit_seconds <= 0:
+            raise ConfigError("rows, widths and the limit must be above 0 · bench ranks · give positive numbers")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one process found."""
+
+    rows: int
+    width: int
+    seconds: float | None = None
+    """None: unfinished."""
+    feature_bytes: int = 0
+    """Of both sides."""
+    extra_bytes: int = 0
+    """Peak above what was there when features and right pairs were."""
+    peak_bytes: int = 0
+    """Of the whole process, Python and torch included."""
+    problem: str = ""
+
+    @property
+    def hours_of_a_million(self) -> float | None:
+        """A million of each side would take as long, by the square."""
+        return None if self.seconds is None else self.seconds * (_MILLION / self.rows) ** 2 / 3600
+
+
+def measure_all(settings: Sequence[Setting], *, progress: Callable[[str], None]) -> list[Row]:
+    """One row for each setting.
+
+    Raises:
+        ConfigError: this system does not tell a process's memory.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        raise ConfigError("memory is read from /proc · bench ranks · run it on Linux")
+    rows = []
+    for setting in settings:
+        progress(f"{setting.rows:,} x {setting.rows:,}, D = {setting.width}")
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                rows.append(pool.submit(measure, setting, torch.get_num_threads()).result())
+            except (BrokenProcessPool, MemoryError, RuntimeError) as error:
+                full = isinstance(error, BrokenProcessPool | MemoryError) or "allocate" in str(error)
+                if not full:
+                    raise
+                rows.append(Row(setting.rows, setting.width, problem="out of memory"))
+    return rows
+
+
+def measure(setting: Setting, threads: int) -> Row:
+    """In this process, whose peak of memory is forgotten first."""
+    torch.set_num_threads(threads)
+    images, texts = (unit_features(setting.rows, setting.width, seed=seed) for seed in (0, 1))
+    right = [(row,) for row in range(setting.rows)]
+    few = min(setting.rows, 64)
+    metrics.ranks_both_ways(images[:few], texts[:few], right[:few])  # what is loaded once
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _status("VmRSS")
+    start = time.perf_counter()
+    seconds = None
+    with _at_most(setting.limit_seconds):
+        metrics.ranks_both_ways(images, texts, right)
+        seconds = time.perf_counter() - start
+    peak = _status("VmHWM")
+    return Row(setting.rows, setting.width, seconds, images.nbytes + texts.nbytes, peak - before, peak)
+
+
+def unit_features(rows: int, width: int, *, seed: int) -> Float[Tensor, "N D"]:
+    """Random directions, made in place."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.empty(rows, width)
+    for chunk in features.split(_CHUNK):
+        chunk.normal_(generator=generator)
+        chunk.div_(chunk.norm(dim=1, keepdim=True))
+    return features
+
+
+class _TimeIsUpError(Exception):
+    pass
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Leaves the block, without an error, when the time is up."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _TimeIsUpError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _TimeIsUpError:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown, with hardware and versions above."""
+    lines = [
+        f"{torch.get_num_threads()} threads of {processor()}, torch {torch.__version__}; float32 features",
+        "",
+        "| N × N | D | seconds | a million: hours | features, GiB | extra MiB | process, GiB |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        if row.problem:
+            lines.append(f"| {row.rows:,} | {row.width} | {row.problem} | | | | |")
+            continue
+        seconds = "unfinished" if row.seconds is None else f"{row.seconds:.1f}"
+        hours = "" if row.hours_of_a_million is None else f"{row.hours_of_a_million:.1f}"
+        lines.append(
+            f"| {row.rows:,} | {row.width} | {seconds} | {hours} | {row.feature_bytes / 2**30:.2f} | "
+            f"{row.extra_bytes / 2**20:,.0f} | {row.peak_bytes / 2**30:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Plain values."""
+    return [asdict(row) | {"hours_of_a_million": row.hours_of_a_million} for row in rows]
