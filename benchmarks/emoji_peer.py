@@ -31,11 +31,11 @@ import yaml
 from diptych.config import from_tree, read_yaml
 from diptych.data.images import decode, flatten
 from diptych.data.loader import read_split
+from diptych.encoder import ModelEncoder
+from diptych.encoder import load as load_model
 from diptych.log import read_metrics
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import ModelConfig
-from diptych_eval.load import ModelEncoder
-from diptych_eval.load import load as load_model
 from diptych_eval.suite import EvalConfig, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent

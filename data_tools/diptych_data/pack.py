@@ -83,14 +83,8 @@ def pack(options: PackOptions) -> PackSummary:
     source = open_source(options.source, options.form, _columns(options))
     if options.key is not None:
         _require_unique(source, options)
-    try:
-        with opened(out, _digest(options, source)) as folder:
-            return _pack_into(folder, options, source)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(
-            f"shards not written ({reason}) · {out} · free space or mend permissions; the same command goes on"
-        ) from error
+    with opened(out, _digest(options, source)) as folder:
+        return _pack_into(folder, options, source)
 
 
 def _require_free(out: Path, options: PackOptions) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -152,16 +152,22 @@ def is_unsafe(name: str) -> bool:
 
 
 def _write_shard(path: Path, first: tuple[str, Entry], rest: Iterable[tuple[str, Entry]]) -> int:
+    written = write_tar(path, ((key, entry.members) for key, entry in chain([first], rest)))
+    index.write(path, index.scan(path))
+    return written
+
+
+def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """A tar of (key, members by extension), on the disk when this returns; the number of samples. Raises OSError."""
     written = 0
     with path.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for key, entry in chain([first], rest):
-                for extension, data in entry.members.items():
+            for key, members in samples:
+                for extension, data in members.items():
                     member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
                 written += 1
         file.flush()
         os.fsync(file.fileno())
-    index.write(path, index.scan(path))
     return written

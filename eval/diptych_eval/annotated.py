@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diptych.errors import DataError
+from diptych.errors import DataError, one_line
 from diptych_eval.pictures import FilePictures, PictureFile
 
 
@@ -33,8 +33,8 @@ def read_captions(annotations: Path, images: Path, *, split: str, language: str)
         found = _found(annotations, split, language)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"not an annotation file that can be read ({type(error).__name__}: {str(error)[:120]}) · {annotations} · "
-            "Karpathy's, COCO's or XM3600's form, complete?"
+            f"not an annotation file that can be read ({type(error).__name__}: {one_line(error, 120)}) · "
+            f"{annotations} · Karpathy's, COCO's or XM3600's form, complete?"
         ) from error
     if not found:
         raise DataError(f"no captions of split {split!r} in {language!r} · {annotations} · correct split or language")

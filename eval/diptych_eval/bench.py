@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.bench.machine import processor
+from diptych.bench.isolated import PeakMeter
+from diptych.bench.machine import memory, processor
 from diptych.errors import ConfigError
 from diptych_eval import metrics
 
@@ -96,15 +97,14 @@ def measure(setting: Setting, threads: int) -> Row:
     right = [(row,) for row in range(setting.rows)]
     few = min(setting.rows, 64)
     metrics.ranks_both_ways(images[:few], texts[:few], right[:few])  # what is loaded once
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status("VmRSS")
+    meter = PeakMeter("cpu")
     start = time.perf_counter()
     seconds = None
     with _at_most(setting.limit_seconds):
         metrics.ranks_both_ways(images, texts, right)
         seconds = time.perf_counter() - start
-    peak = _status("VmHWM")
-    return Row(setting.rows, setting.width, seconds, images.nbytes + texts.nbytes, peak - before, peak)
+    extra = meter.extra_bytes()
+    return Row(setting.rows, setting.width, seconds, images.nbytes + texts.nbytes, extra, memory("VmHWM"))
 
 
 def unit_features(rows: int, width: int, *, seed: int) -> Float[Tensor, "N D"]:
@@ -137,11 +137,6 @@ def _at_most(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -100,7 +100,7 @@ class Embedder:
         self.encoder = encoder
         self.ranks = ranks or Ranks(0, 1)
         self._settings = settings or EmbedSettings()
-        self._store = store
+        self._store = store if self.ranks.is_main else None  # the first rank reads and writes for all
         self._sets: dict[tuple[str, str, str], EmbeddedSet] = {}
         self._texts: dict[str, Tensor] = {}
         self.fingerprint = f"{encoder.fingerprint}-{self._settings.precision}"
@@ -108,8 +108,7 @@ class Embedder:
 
     def digest(self, files: Sequence[str]) -> str:
         """A checksum of the contents of files and folders; empty where nothing is kept. Every rank must call."""
-        first = self._store is not None and self.ranks.is_main
-        return self._from_first(self._store.digest(files) if first and self._store is not None else "")
+        return self._from_first(self._store.digest(files) if self._store is not None else "")
 
     def pictures(self, pictures: Pictures, change: Change | None = None) -> EmbeddedSet:
         """A set's features, in its order. Every rank must call.
@@ -207,11 +206,10 @@ class Embedder:
         return gather_objects(value)[0] if self.ranks.world_size > 1 else value
 
     def _load(self, key: str) -> tuple[Tensor, Any] | None:
-        first = self._store is not None and self.ranks.is_main
-        return self._from_first(self._store.load(key) if first and self._store is not None else None)
+        return self._from_first(self._store.load(key) if self._store is not None else None)
 
     def _save(self, key: str, features: Tensor, notes: Any) -> None:
-        if self._store is not None and self.ranks.is_main:
+        if self._store is not None:
             self._store.save(key, features, notes)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diptych.errors import DataError
+from diptych.errors import DataError, one_line
 from diptych_eval.annotated import find
 from diptych_eval.pictures import Box, FilePictures, PictureFile
 
@@ -45,8 +45,8 @@ def read_examples(annotations: Path, images: Path) -> list[Example]:
         found = _found(annotations, images)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"not a composition test that can be read ({type(error).__name__}: {str(error)[:120]}) · {annotations} · "
-            "SugarCrepe's, VALSE's, ARO's, Winoground's or MMVP-VLM's form, complete?"
+            f"not a composition test that can be read ({type(error).__name__}: {one_line(error, 120)}) · "
+            f"{annotations} · SugarCrepe's, VALSE's, ARO's, Winoground's or MMVP-VLM's form, complete?"
         ) from error
     if not found:
         raise DataError(f"no examples · {annotations} · is the file complete?")

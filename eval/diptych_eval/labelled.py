@@ -8,6 +8,7 @@ they hold. Candidates are the classes that have pictures to learn from.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from diptych_eval.classes import CLASS_FILE, check_labels, lines
 from diptych_eval.embedder import Embedder
 from diptych_eval.pictures import Pictures, ShardPictures, class_folders
 from diptych_eval.reading import Item
-from diptych_eval.tasks.family import Items
+from diptych_eval.tasks.family import Items, Task
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,31 @@ class Parts:
             for one, names in zip(found, named, strict=True)
         )
         return train, test
+
+
+@dataclass(frozen=True)
+class LabelledTask(Task):
+    """A task that learns from one part of a set and measures on the other."""
+
+    root: str
+    """Folder with a part to learn from and a part to be measured on, each shards with `.cls` members or a folder per
+    class."""
+    train: str = "train"
+    """The first part: a folder in root, or a path."""
+    test: str = "test"
+    """The second part."""
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return Parts.open(self.root, self.train, self.test)
+
+    def files(self) -> tuple[str, ...]:
+        """See Task."""
+        return self._parts.files
+
+    def embed(self, embedder: Embedder) -> tuple[Labelled, Labelled]:
+        """See Parts."""
+        return self._parts.embed(embedder)
 
 
 def judged(test: Labelled, ranks: Int[Tensor, " N"]) -> tuple[dict[str, float], Items]:

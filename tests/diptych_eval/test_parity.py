@@ -21,6 +21,7 @@ from PIL import Image
 from diptych.bench.eval_data import peer_views
 from diptych.config import from_tree
 from diptych.data.images import evaluation_view, flatten
+from diptych.encoder import load
 from diptych.export import to_open_clip
 from diptych.losses.contrastive import contrastive_loss
 from diptych.models import dual_encoder
@@ -29,7 +30,6 @@ from diptych.testing import TinySample, write_shard
 from diptych_data.emoji import extract
 from diptych_eval.clip_benchmark import rows
 from diptych_eval.folders import open_folders
-from diptych_eval.load import load
 from diptych_eval.suite import EvalConfig, evaluate
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from diptych.cli import main
-from diptych_eval.load import load
+from diptych.encoder import load
 
 NUM_CONCEPTS = 24
 RECIPE = {

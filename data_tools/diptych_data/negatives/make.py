@@ -85,14 +85,8 @@ def negatives(options: NegativesOptions) -> NegativesSummary:
     WorkFolder(out).restore()
     require_free(out, shards, overwrite=options.overwrite)
     propose.check_tools(options)
-    try:
-        with opened(out, _digest(options, shards)) as folder:
-            return _make(folder, options, shards)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(
-            f"shards not written ({reason}) · {out} · free space or mend permissions; the same command goes on"
-        ) from error
+    with opened(out, _digest(options, shards)) as folder:
+        return _make(folder, options, shards)
 
 
 def _digest(options: NegativesOptions, shards: Sequence[str]) -> str:

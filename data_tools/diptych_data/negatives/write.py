@@ -1,9 +1,7 @@
 """A shard with its negatives: every member byte for byte but the .json, which gets more keys."""
 
-import io
 import json
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +20,7 @@ from diptych_data.negatives.options import NegativesOptions
 from diptych_data.negatives.propose import Proposed, read_proposed
 from diptych_data.negatives.refine import Refinement
 from diptych_data.negatives.select import choose
-from diptych_data.rewrite import is_unsafe
+from diptych_data.rewrite import is_unsafe, write_tar
 
 EXTRA = "neg"
 """Counter-images are the members `neg.EXT`, `neg2.EXT`, …"""
@@ -78,15 +76,7 @@ def write(task: Task, options: NegativesOptions, counterparts: Counterparts | No
     counts = _Counts()
     part = task.tar.with_name(f".{task.tar.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for key, members in _samples(task, options, counterparts, counts):
-                    for extension, data in members.items():
-                        member = tarfile.TarInfo(f"{key}.{extension}")
-                        member.size = len(data)
-                        tar.addfile(member, io.BytesIO(data))
-            file.flush()
-            os.fsync(file.fileno())
+        write_tar(part, _samples(task, options, counterparts, counts))
         outcome = counts.outcome()
         write_text(task.outcome, json.dumps(asdict(outcome), ensure_ascii=False))
         part.replace(task.tar)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from diptych.errors import DataError
 from diptych.runfolder import sync, write_text
@@ -78,21 +79,30 @@ def opened(out: Path, digest: str) -> Iterator[WorkFolder]:
     """The folders for work of this digest: as an interrupted pack left them, or empty.
 
     Raises:
-        DataError: another process packs into `out`.
-        OSError: the folders cannot be made.
+        DataError: another process packs into `out`; or the disk, here or within, does not take what is written.
     """
     folder = WorkFolder(out)
-    folder.work.mkdir(parents=True, exist_ok=True)
-    lock = folder.work / "lock"
-    with lock.open("a") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process writes this folder · {out} · wait for it") from None
-        except OSError:
-            log.debug("no locks on this file system: %s", lock)
-        _make_ready(folder, digest)
-        yield folder
+    try:
+        folder.work.mkdir(parents=True, exist_ok=True)
+        with (folder.work / "lock").open("a") as held:
+            _lock(held, out)
+            _make_ready(folder, digest)
+            yield folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"shards not written ({reason}) · {out} · free space or mend permissions; the same command goes on"
+        ) from error
+
+
+def _lock(file: TextIO, out: Path) -> None:
+    """Raises DataError where another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(f"another process writes this folder · {out} · wait for it") from None
+    except OSError:
+        log.debug("no locks on this file system: %s", file.name)
 
 
 def _make_ready(folder: WorkFolder, digest: str) -> None:

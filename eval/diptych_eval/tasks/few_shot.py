@@ -9,28 +9,20 @@ what that of the test pictures does. Equal scores count against the model.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
 from diptych.errors import DataError
 from diptych_eval.embedder import Embedder
-from diptych_eval.labelled import Labelled, Parts, judged
+from diptych_eval.labelled import Labelled, LabelledTask, judged
 from diptych_eval.probe import Problem, shuffled_classes
-from diptych_eval.tasks.family import Items, Outcome, Task
+from diptych_eval.tasks.family import Items, Outcome
 
 
 @dataclass(frozen=True)
-class FewShot(Task, name="few_shot"):
+class FewShot(LabelledTask, name="few_shot"):
     """Linear probe with few pictures per class."""
 
-    root: str
-    """Folder with a part to draw from and a part to be measured on, each shards with `.cls` members or a folder per
-    class."""
-    train: str = "train"
-    """The first part: a folder in root, or a path."""
-    test: str = "test"
-    """The second part."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Pictures per class."""
     draws: int = 10
@@ -46,17 +38,9 @@ class FewShot(Task, name="few_shot"):
         if self.strength <= 0:
             raise ValueError(f"strength must be greater than 0, not {self.strength}")
 
-    @cached_property
-    def _parts(self) -> Parts:
-        return Parts.open(self.root, self.train, self.test)
-
-    def files(self) -> tuple[str, ...]:
-        """See Task."""
-        return self._parts.files
-
     def run(self, embedder: Embedder) -> Outcome:
         """See Task. Raises DataError for labels that do not fit, and for a class with fewer pictures than shots."""
-        train, test = self._parts.embed(embedder)
+        train, test = self.embed(embedder)
         _check_sizes(train, max(self.shots))
         columns: dict[str, list[float]] = {}
         for seed in range(self.draws):

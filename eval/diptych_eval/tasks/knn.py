@@ -8,7 +8,6 @@ equal votes count against the model, so a class without a vote is never among th
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Int
@@ -17,22 +16,15 @@ from torch import Tensor
 from diptych.errors import DataError
 from diptych_eval import metrics
 from diptych_eval.embedder import Embedder
-from diptych_eval.labelled import Labelled, Parts, judged
+from diptych_eval.labelled import Labelled, LabelledTask, judged
 from diptych_eval.neighbours import nearest
-from diptych_eval.tasks.family import Outcome, Task
+from diptych_eval.tasks.family import Outcome
 
 
 @dataclass(frozen=True)
-class KNN(Task, name="knn"):
+class KNN(LabelledTask, name="knn"):
     """k nearest neighbours."""
 
-    root: str
-    """Folder with a part to learn from and a part to be measured on, each shards with `.cls` members or a folder per
-    class."""
-    train: str = "train"
-    """The first part: a folder in root, or a path."""
-    test: str = "test"
-    """The second part."""
     k: int = 20
     """Pictures that vote."""
     temperature: float = 0.07
@@ -42,17 +34,9 @@ class KNN(Task, name="knn"):
         if self.k < 1 or self.temperature <= 0:
             raise ValueError("k must be at least 1, temperature greater than 0")
 
-    @cached_property
-    def _parts(self) -> Parts:
-        return Parts.open(self.root, self.train, self.test)
-
-    def files(self) -> tuple[str, ...]:
-        """See Task."""
-        return self._parts.files
-
     def run(self, embedder: Embedder) -> Outcome:
         """See Task. Raises DataError for labels that do not fit, and for fewer training pictures than k."""
-        train, test = self._parts.embed(embedder)
+        train, test = self.embed(embedder)
         if len(train) < self.k:
             raise DataError(f"{len(train):,} pictures to learn from, fewer than k={self.k} · {train.where} · lower k")
         ranks = vote(train, test, k=self.k, temperature=self.temperature)

@@ -11,25 +11,17 @@ than rounding, and its data's order is not of the seed alone.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from diptych_eval.embedder import Embedder
-from diptych_eval.labelled import Parts, judged
+from diptych_eval.labelled import LabelledTask, judged
 from diptych_eval.probe import Problem, choose_strength
-from diptych_eval.tasks.family import Outcome, Task
+from diptych_eval.tasks.family import Outcome
 
 
 @dataclass(frozen=True)
-class LinearProbe(Task, name="linear_probe"):
+class LinearProbe(LabelledTask, name="linear_probe"):
     """Linear probe."""
 
-    root: str
-    """Folder with a part to learn from and a part to be measured on, each shards with `.cls` members or a folder per
-    class."""
-    train: str = "train"
-    """The first part: a folder in root, or a path."""
-    test: str = "test"
-    """The second part."""
     strength: float | None = None
     """Of the penalty, greater than 0; none: chosen on pictures held out."""
     held_out: float = 0.2
@@ -43,17 +35,9 @@ class LinearProbe(Task, name="linear_probe"):
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie in (0, 1), not {self.held_out}")
 
-    @cached_property
-    def _parts(self) -> Parts:
-        return Parts.open(self.root, self.train, self.test)
-
-    def files(self) -> tuple[str, ...]:
-        """See Task."""
-        return self._parts.files
-
     def run(self, embedder: Embedder) -> Outcome:
         """See Task. Raises DataError for labels that do not fit, or where there is nothing to hold out."""
-        train, test = self._parts.embed(embedder)
+        train, test = self.embed(embedder)
         notes: dict[str, object] = {"num_training": len(train), "num_candidates": len(train.classes)}
         strength, start = self.strength, None
         if strength is None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from diptych.bench.machine import processor
-from diptych.errors import DiptychError
+from diptych.bench.machine import memory, processor
+from diptych.errors import DiptychError, one_line
 
 
 def hardware(device: str) -> str:
@@ -43,7 +43,7 @@ def _child(function: Callable[[Any], Any], setting: Any, sender: Any) -> None:
         outcome = (function(setting), "")
     except Exception as error:  # the boundary of a process
         full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error)
-        outcome = (None, "out of memory" if full else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        outcome = (None, "out of memory" if full else f"{type(error).__name__}: {one_line(error, 200)}")
     sender.send(outcome)
     sender.close()
 
@@ -58,14 +58,9 @@ class PeakMeter:
             self._before = torch.cuda.memory_allocated()
         else:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the process's peak
-            self._before = _status("VmRSS")
+            self._before = memory("VmRSS")
 
     def extra_bytes(self) -> int:
         """Of the allocator on CUDA, of the whole process (resident) elsewhere."""
-        peak = torch.cuda.max_memory_allocated() if self._cuda else _status("VmHWM")
+        peak = torch.cuda.max_memory_allocated() if self._cuda else memory("VmHWM")
         return peak - self._before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024

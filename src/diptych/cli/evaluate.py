@@ -31,8 +31,8 @@ def _add_eval(verbs: Any) -> None:
 def _eval(options: argparse.Namespace) -> dict[str, Any]:
     from diptych.config import load as load_config
     from diptych.distributed.runtime import joined_ranks
+    from diptych.encoder import load
     from diptych.runfolder import RunFolder
-    from diptych_eval.load import load
     from diptych_eval.suite import EvalConfig, evaluate
 
     tasks = load_config(EvalConfig, options.config, options.settings)

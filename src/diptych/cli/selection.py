@@ -121,6 +121,6 @@ def _dedup(options: argparse.Namespace) -> Outcome:
 
 def _load(model: str) -> Any:
     """Any model that `diptych eval` takes; filter and dedup know nothing of the evaluation package."""
-    from diptych_eval.load import load
+    from diptych.encoder import load
 
     return load(model)

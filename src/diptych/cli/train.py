@@ -42,8 +42,8 @@ def _evaluator(config: Path | None) -> Any:
         return None
     from diptych.config import load
     from diptych.distributed.runtime import Ranks
+    from diptych.encoder import ModelEncoder
     from diptych.models.dual_encoder import DualEncoder
-    from diptych_eval.load import ModelEncoder
     from diptych_eval.suite import EvalConfig, evaluate
 
     tasks = load(EvalConfig, config)

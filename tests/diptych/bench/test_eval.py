@@ -16,11 +16,11 @@ from diptych.bench.eval_table import BOTH, FLOOR, OURS, PEERS, Report, Row, as_j
 from diptych.cli import main
 from diptych.config import from_tree
 from diptych.data.shards import RawSample, list_shards, read_shard
+from diptych.encoder import load
 from diptych.errors import ConfigError
 from diptych.export import to_open_clip
 from diptych.models import dual_encoder
 from diptych.testing import TINY_MODEL, tiny_model
-from diptych_eval.load import load
 from diptych_eval.suite import EvalConfig, evaluate
 
 MADE = MadeSet(pictures=20, classes=3, captions=2, size=(40, 32))

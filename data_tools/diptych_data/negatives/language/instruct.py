@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, one_line
 from diptych_data.negatives.language.family import Raw, Writer
 from diptych_data.negatives.language.pretrained import causal_or_seq2seq, load_model
 
@@ -113,7 +113,7 @@ def read_prompts(path: Path | None) -> dict[str, str]:
         text = built_in.read_text(encoding="utf-8") if path is None else path.read_text(encoding="utf-8")
         prompts = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"prompts not readable as YAML ({' '.join(str(error).split())}) · {path}") from error
+        raise ConfigError(f"prompts not readable as YAML ({one_line(error, None)}) · {path}") from error
     if not isinstance(prompts, dict) or not prompts:
         raise ConfigError(f"prompts are no map of type to prompt · {path} · write object: … {{caption}} …")
     for type, prompt in prompts.items():
