@@ -5,14 +5,12 @@ and at most so many seconds. What it holds is the same from the first of all blo
 ends among them tells the memory too. Time grows with the square of the rows.
 """
 
-import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.bench.isolated import PeakMeter
+from diptych.bench.isolated import PeakMeter, in_process
 from diptych.bench.machine import memory, processor
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, DiptychError
 from diptych_eval import metrics
 
 _CHUNK = 65_536
@@ -79,14 +77,10 @@ def measure_all(settings: Sequence[Setting], *, progress: Callable[[str], None])
     rows = []
     for setting in settings:
         progress(f"{setting.rows:,} x {setting.rows:,}, D = {setting.width}")
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            try:
-                rows.append(pool.submit(measure, setting, torch.get_num_threads()).result())
-            except (BrokenProcessPool, MemoryError, RuntimeError) as error:
-                full = isinstance(error, BrokenProcessPool | MemoryError) or "allocate" in str(error)
-                if not full:
-                    raise
-                rows.append(Row(setting.rows, setting.width, problem="out of memory"))
+        try:
+            rows.append(in_process(partial(measure, threads=torch.get_num_threads()), setting))
+        except DiptychError as error:
+            rows.append(Row(setting.rows, setting.width, problem=str(error)))
     return rows
 
 
