@@ -26,3 +26,9 @@ class Encoder(Protocol):
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         """Unit-norm float32 features."""
         ...
+
+    def read_classes(
+        self, image_features: Float[Tensor, "N D"], names: Sequence[str]
+    ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "C K"]] | None:
+        """Pictures and classes by prompts of the model's own; None: it has none."""
+        ...

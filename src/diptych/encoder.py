@@ -19,14 +19,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from diptych.config import from_tree, read_yaml
 from diptych.data.images import EvaluationView, plain
 from diptych.data.tokens import trim
-from diptych.errors import CheckpointError, ConfigError, one_line
+from diptych.errors import CheckpointError, ConfigError
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder, ModelConfig
+from diptych.models.run import open_run
 from diptych.runfolder import RunFolder
-from diptych.train import checkpoint
 
 # On a CPU short batches of captions of like length cost less padding; a GPU wants work.
 _TEXT_BATCH = {"cpu": 64, "cuda": 512}
@@ -70,6 +69,27 @@ class ModelEncoder:
         features = torch.cat(parts)
         return torch.empty_like(features).index_copy_(0, order, features)
 
+    @torch.no_grad()  # see above
+    def read_classes(
+        self, image_features: Float[Tensor, "N D"], names: Sequence[str]
+    ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "C K"]] | None:
+        """Pictures and classes, to be compared by their products, by the model's own prompts of classes; None: it has
+        none, and templates are what there is. K is D, or C where the prompts depend on the picture: the rows of the
+        first are then its scores, the second picks them out.
+
+        Raises:
+            ConfigError: the prompts read no other classes than those they learned from.
+        """
+        if self.model.class_prompts is None:
+            return None
+        if not self.model.class_prompts.conditional:
+            found = self.model.read_classes(image_features.to(self._device), names)
+            return found.image_features.cpu(), found.features.cpu()
+        size = _TEXT_BATCH[self._device.type]
+        parts = [self.model.read_classes(rows.to(self._device), names) for rows in image_features.split(size)]
+        one = torch.ones((), device=self._device)
+        return torch.cat([part.logits(one).cpu() for part in parts]), torch.eye(len(names))
+
 
 def _fingerprint(model: DualEncoder) -> str:
     """A hash of all weights and of the architecture."""
@@ -106,20 +126,6 @@ def _open(name: str) -> DualEncoder:
     )
 
 
-def load_run(run: RunFolder) -> DualEncoder:
-    """The model of a run with the weights of its newest intact checkpoint."""
-    tree = read_yaml(run.config)
-    if "model" not in tree:
-        raise CheckpointError(f"not the configuration of a run, it has no model · {run.config} · check the path")
-    config = from_tree(ModelConfig, tree["model"], where=str(run.config))
-    model = dual_encoder.build(config, seed=0)
-    try:
-        model.load_state_dict(checkpoint.load_weights(run.checkpoints))
-    except RuntimeError as error:
-        raise CheckpointError(f"weights do not fit config.yaml ({one_line(error, 200)}) · {run.root}") from None
-    return model
-
-
 def _load_open_clip(name: str) -> DualEncoder:
     """`NAME`, `NAME:TAG`, `NAME:FILE`, or a folder with open_clip_config.json and open_clip_model.safetensors."""
     from diptych.models.towers.open_clip import OpenClipTowers
@@ -148,7 +154,7 @@ def _refuse_adapter(name: str) -> DualEncoder:
 
 _KINDS: dict[str, Callable[[str], DualEncoder]] = {"open_clip": _load_open_clip, "hf": _load_hf}
 _MARKS: dict[str, Callable[[str], DualEncoder]] = {
-    "config.yaml": lambda name: load_run(RunFolder(Path(name))),
+    "config.yaml": lambda name: open_run(RunFolder(Path(name))),
     "open_clip_config.json": _load_open_clip,
     "adapter_config.json": _refuse_adapter,
     "config.json": _load_hf,

@@ -7,7 +7,7 @@ run/
   summary.txt           what became of the run, in words
   tensorboard/          the same numbers for the tracker
   wandb_id              of the run at Weights & Biases, where they go there too
-  checkpoints/          see diptych.train.checkpoint
+  checkpoints/          see diptych.checkpoint
   eval/results.json     see diptych_eval.result
   report.html
 """

@@ -10,6 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import diptych
+from diptych import checkpoint
+from diptych.checkpoint import Snapshot
 from diptych.cli.program import main
 from diptych.config import dump
 from diptych.data.images import evaluation_view
@@ -17,8 +19,6 @@ from diptych.errors import CheckpointError, ConfigError, DiptychError
 from diptych.export import to_open_clip, to_transformers
 from diptych.models import dual_encoder
 from diptych.testing import tiny_model
-from diptych.train import checkpoint
-from diptych.train.checkpoint import Snapshot
 
 
 @pytest.fixture

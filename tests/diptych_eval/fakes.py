@@ -28,6 +28,9 @@ class ColourEncoder:
         self.num_images += len(images)
         return F.normalize(images[:, :, 0, 0].float() - 127.5, dim=-1)
 
+    def read_classes(self, image_features: Tensor, names: Sequence[str]) -> None:
+        return None
+
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         drawn = [np.random.default_rng(hash_text(text.split()[-1])) for text in texts]
         colours = np.stack([rng.integers(0, 256, 3, dtype=np.uint8) for rng in drawn])

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import diptych.testing as make
+from diptych import checkpoint
 from diptych.cli import main
-from diptych.train import checkpoint
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from diptych_eval.classes import ClassSet, check_labels, open_class_set
 from diptych_eval.corruptions import KINDS, SEVERITIES, Corruption, Kind
 from diptych_eval.embedder import EmbeddedSet, Embedder
 from diptych_eval.tasks.family import Items, Outcome, Task
-from diptych_eval.tasks.zeroshot import ZeroShot, class_features
+from diptych_eval.tasks.zeroshot import ZeroShot, against_classes
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,13 @@ class Robustness(Task, name="robustness"):
         """See Task. Raises DataError for samples without label or of several, or labels beyond the class names."""
         clean = embedder.pictures(self._set.pictures)
         labels = self._labels(clean)
-        classes = class_features(embedder, self._set.names, self._set.templates)
-        columns = {"clean": _right(clean, classes, labels)}
+        columns = {"clean": self._right(embedder, clean, labels)}
         single: dict[str, float] = {}
         for kind in self.corruptions:
             degrees = []
             for severity in self.severities:
                 worse = embedder.pictures(self._set.pictures, Corruption(kind, severity))
-                degrees.append(_right(worse, classes, labels))
+                degrees.append(self._right(embedder, worse, labels))
                 single[f"{kind}/{severity}"] = float(degrees[-1].mean())
             columns[f"corrupted/{kind}"] = torch.stack(degrees).mean(0)
         columns["corrupted"] = torch.stack([columns[f"corrupted/{kind}"] for kind in self.corruptions]).mean(0)
@@ -74,7 +73,7 @@ class Robustness(Task, name="robustness"):
         if figures["clean"] > 0:
             figures["relative"] = figures["corrupted"] / figures["clean"]
         items = Items("pictures", tuple(item.key for item in clean.items), columns)
-        notes: dict[str, object] = {"num_candidates": len(classes), "top1_by_degree": single}
+        notes: dict[str, object] = {"num_candidates": len(self._set.names), "top1_by_degree": single}
         return Outcome(figures, len(clean), (items,), notes=notes)
 
     def _labels(self, found: EmbeddedSet) -> list[tuple[int, ...]]:
@@ -86,7 +85,7 @@ class Robustness(Task, name="robustness"):
             )
         return labels
 
-
-def _right(found: EmbeddedSet, classes: Float[Tensor, "C D"], labels: list[tuple[int, ...]]) -> Float[Tensor, " N"]:
-    """1 where the first guess is right."""
-    return (metrics.ranks(found.features, classes, labels) <= 1).double()
+    def _right(self, embedder: Embedder, found: EmbeddedSet, labels: list[tuple[int, ...]]) -> Float[Tensor, " N"]:
+        """1 where the first guess is right."""
+        pictures, classes = against_classes(embedder, found, self._set.names, self._set.templates)
+        return (metrics.ranks(pictures.features, classes, labels) <= 1).double()

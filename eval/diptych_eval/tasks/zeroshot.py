@@ -1,13 +1,14 @@
 """Zero-shot classification: the class whose prompts lie nearest to the picture.
 
 Protocol: arXiv:2103.00020, section 3.1.4. A class's feature is the mean of its prompts' unit-norm features, brought to
-unit norm again. Candidates are all class names, also those that no picture of the set shows. Confidence, for
-calibration, is the softmax over classes at the model's own logit_scale.
+unit norm again; a model tuned with prompts of classes reads the names by these. Candidates are all class names, also
+those that no picture of the set shows. Confidence, for calibration, is the softmax over classes at the model's own
+logit_scale.
 
 Where pictures have several labels, the figure is the mean over classes of the average precision (mAP).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -55,17 +56,23 @@ class ZeroShot(Task, name="zeroshot"):
         keys = tuple(item.key for item in found.items)
         labels = [item.labels for item in found.items]
         check_labels(self.root, keys, labels, len(names))
-        classes = class_features(embedder, names, self._set.templates)
+        found, classes = against_classes(embedder, found, names, self._set.templates)
         if any(len(some) > 1 for some in labels):
             return _multi_label(found, classes, labels)
         return _single_label(found, names, classes, labels, embedder.encoder.logit_scale)
 
 
-def class_features(embedder: Embedder, names: tuple[str, ...], templates: tuple[str, ...]) -> Float[Tensor, "C D"]:
-    """One unit-norm feature per class from an ensemble of prompts."""
+def against_classes(
+    embedder: Embedder, found: EmbeddedSet, names: tuple[str, ...], templates: tuple[str, ...]
+) -> tuple[EmbeddedSet, Float[Tensor, "C K"]]:
+    """Pictures and classes, to be compared by their products: one unit-norm feature per class from an ensemble of
+    prompts, or by the model's own prompts of classes where it has some."""
+    own = embedder.encoder.read_classes(found.features, names)
+    if own is not None:
+        return replace(found, features=own[0]), own[1]
     prompts = [template.replace("{c}", name) for name in names for template in templates]
     features = embedder.texts(prompts).view(len(names), len(templates), -1)
-    return F.normalize(features.mean(1), dim=-1)
+    return found, F.normalize(features.mean(1), dim=-1)
 
 
 def _single_label(

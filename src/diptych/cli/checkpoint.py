@@ -34,7 +34,7 @@ def add(verbs: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> Outcome:
-    from diptych.train import checkpoint
+    from diptych import checkpoint
 
     found = [checkpoint.summary(path) for path in checkpoint.all_of(options.run)]
     rows = [(one.name, one.samples_seen, one.bytes, ", ".join(one.parts)) for one in found]
@@ -43,7 +43,7 @@ def _list(options: argparse.Namespace) -> Outcome:
 
 
 def _verify(options: argparse.Namespace) -> Outcome:
-    from diptych.train import checkpoint
+    from diptych import checkpoint
 
     found = {path.name: checkpoint.verify(path) for path in checkpoint.all_of(options.run)}
     rows = [(name, "; ".join(problems) or "intact") for name, problems in found.items()]
@@ -52,7 +52,7 @@ def _verify(options: argparse.Namespace) -> Outcome:
 
 
 def _diff(options: argparse.Namespace) -> Outcome:
-    from diptych.train import checkpoint
+    from diptych import checkpoint
 
     pair = [checkpoint.all_of(path)[-1] for path in (options.one, options.two)]
     found = checkpoint.differences(*pair)

@@ -62,9 +62,9 @@ def _origin(name: str, run: "RunFolder") -> "Origin":
     """What a run's folder tells of its model."""
     import yaml
 
+    from diptych import checkpoint
     from diptych.config import read_yaml
     from diptych.export.card import Measured, Origin
-    from diptych.train import checkpoint
     from diptych_eval import result
 
     if not run.exists:

@@ -1,4 +1,4 @@
-"""`diptych train`."""
+"""`diptych train` and `diptych tune`."""
 
 import argparse
 from pathlib import Path
@@ -8,18 +8,27 @@ from diptych.cli.arguments import add_overwrite, add_settings, add_verb
 
 
 def add(verbs: Any) -> None:
-    """Declares the verb."""
-    train = add_verb(
+    """Declares the verbs."""
+    _declare(
         verbs,
         "train",
-        _train,
         "pretrain a dual encoder; the same command again resumes",
         example="diptych train configs/pretrain/emoji.yaml run=runs/first seed=1",
-        keys="diptych.train.recipe:Recipe",
     )
-    train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the run")
-    add_settings(train)
-    add_overwrite(train, "a run")
+    _declare(
+        verbs,
+        "tune",
+        "tune a trained model: LoRA, prompts, locked or whole towers; the same command again resumes",
+        example="diptych tune configs/tune/lora.yaml model.towers.run=runs/first run=runs/tuned",
+    )
+
+
+def _declare(verbs: Any, name: str, help: str, *, example: str) -> None:
+    """One loop and one recipe serve both: what differs is where the weights come from and which of them learn."""
+    verb = add_verb(verbs, name, _train, help, example=example, keys="diptych.train.recipe:Recipe")
+    verb.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the run")
+    add_settings(verb)
+    add_overwrite(verb, "a run")
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:

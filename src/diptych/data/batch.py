@@ -67,6 +67,7 @@ class Rows:
     hard_tokens: Int[Tensor, "n K context"]
     second_tokens: Int[Tensor, "n context"] | None
     teacher_tokens: Int[Tensor, "n context"] | None
+    labels: Int[Tensor, " n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class Batch:
     """After this batch, for this rank's lanes."""
     faults: tuple[Fault, ...]
     """Unusable samples passed over since the last batch."""
+    labels: Int[Tensor, " B"] | None = None
+    """The classes of the pictures, where `data.labels` asks for them."""
 
 
 def merge(chunks: Sequence[Chunk], *, text_multiple: int = 1, pinned: bool = False) -> Batch:
@@ -138,6 +141,7 @@ def merge(chunks: Sequence[Chunk], *, text_multiple: int = 1, pinned: bool = Fal
         teacher_tokens=trimmed("teacher_tokens"),
         cursors=Cursors.merge([chunk.cursors for chunk in chunks]),
         faults=tuple(fault for chunk in chunks for fault in chunk.faults),
+        labels=rows("labels") if chunks[0].rows.labels is not None else None,
     )
 
 

@@ -34,6 +34,8 @@ class Prepared:
     """uint8 [3, size, size], or RGBA [4, size, size] where the picture is transparent."""
     draws: np.ndarray
     """What decides its augmentation."""
+    label: int | None
+    """Its class, where the source brings classes."""
 
 
 def prepare(raw: RawSample, source: Source, size: int, *, rng: np.random.Generator, cache: "PixelCache") -> Prepared:
@@ -54,7 +56,16 @@ def prepare(raw: RawSample, source: Source, size: int, *, rng: np.random.Generat
     hard = texts.choose_hard(captions, config, rng)
     second = texts.choose(captions, config.second_views, config, rng) if config.second_views else None
     identity = derive(0, source.name, source.labels[raw.shard], raw.key, raw.number)
-    return Prepared(raw.key, identity, caption, hard, second, pixels, draws)
+    label = class_number(raw.members) if source.with_classes else None
+    return Prepared(raw.key, identity, caption, hard, second, pixels, draws, label)
+
+
+def class_number(members: Mapping[str, bytes]) -> int:
+    """What the .cls member says. Raises UnusableSample `bad_label`."""
+    text = members.get("cls", b"")[:20].strip()
+    if not text.isdigit():
+        raise UnusableSample("bad_label", f"{text.decode(errors='replace')!r} is no number of a class")
+    return int(text)
 
 
 def _pixels(
@@ -129,7 +140,12 @@ def rows(
         hard_tokens=encode(hard, tokenizer, form.context_length).view(len(samples), hard_count, form.context_length),
         second_tokens=encode(second, tokenizer, form.context_length) if config.second_views else None,
         teacher_tokens=teacher_tokenizer(captions) if teacher_tokenizer is not None else None,
+        labels=_labels(samples) if sources[0].with_classes else None,
     )
+
+
+def _labels(samples: Sequence[Prepared]) -> Int[Tensor, " n"]:
+    return torch.tensor([sample.label for sample in samples], dtype=torch.long)
 
 
 def _views(

@@ -68,6 +68,8 @@ class DataConfig(Config):
     """Crop and augmentation."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
     """Which caption a picture gets."""
+    labels: bool = False
+    """Whether each sample brings the number of its class, its .cls member; one without is unusable (`bad_label`)."""
     sources: tuple[SourceConfig, ...] = ()
     """Several sources, mixed in every batch by weight; in place of `shards`."""
     weight_changes: tuple[WeightChange, ...] = ()
@@ -136,6 +138,8 @@ class Source:
     lanes: int
     captions: CaptionConfig
     images: ImageConfig
+    with_classes: bool = False
+    """Whether samples bring the numbers of their classes."""
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -168,7 +172,7 @@ def resolve(config: DataConfig) -> tuple[Source, ...]:
     """
     if config.shards is not None:
         shards = list_shards(config.shards, max_missing=config.max_bad_fraction)
-        return (Source("", config.shards, shards, config.lanes, config.captions, config.images),)
+        return (Source("", config.shards, shards, config.lanes, config.captions, config.images, config.labels),)
     return tuple(_resolve(config, source) for source in config.sources)
 
 
@@ -178,7 +182,7 @@ def _resolve(config: DataConfig, source: SourceConfig) -> Source:
         captions = captions.in_language(source.language)
     shards = list_shards(source.shards, max_missing=config.max_bad_fraction)
     lanes = source.lanes if source.lanes is not None else config.lanes
-    return Source(source.name, source.shards, shards, lanes, captions, source.images or config.images)
+    return Source(source.name, source.shards, shards, lanes, captions, source.images or config.images, config.labels)
 
 
 def mixture(config: DataConfig, seed: int) -> Mixture:

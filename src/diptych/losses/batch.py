@@ -46,6 +46,10 @@ class Pairs:
     """Of writing each caption, summed over its words."""
     caption_lengths: Int[Tensor, " B"] | None = None
     """How many words that were."""
+    class_logits: Float[Tensor, "B C"] | None = None
+    """Of each picture and class."""
+    prompt_losses: Float[Tensor, " B"] | None = None
+    """What prompts of classes ask for beside the right class."""
     teacher_scale: float | None = None
     """Multiplies cosines of `teacher_features`; none: the teacher is an average of the model and shares its scale."""
 

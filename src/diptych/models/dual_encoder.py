@@ -1,6 +1,7 @@
 """Two towers, one hinge: the model that everything else trains, measures and exports."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -13,12 +14,15 @@ from diptych import names
 from diptych.config import Config, discover
 from diptych.distributed import sharding
 from diptych.errors import ConfigError
+from diptych.models.adapters.family import Adapter
 from diptych.models.captions import next_words
+from diptych.models.prompts.family import ClassPrompts, ClassReading
 from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
 from diptych.seeding import derive
 from diptych.vocabulary import IGNORED, TokenLoss
 
-discover("diptych.models.towers")
+for _package in ("towers", "adapters", "prompts"):
+    discover(f"diptych.models.{_package}")
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
@@ -40,10 +44,16 @@ class ModelConfig(Config):
     frozen: tuple[str, ...] = ()
     """Beginnings of the names of parameters that are not trained: `[image_tower]` is locked-image tuning
     (arXiv:2111.07991), `[image_tower.transformer.resblocks.0]` keeps a layer."""
+    adapters: tuple[Adapter, ...] = ()
+    """What is added to the model and learns in its place: with any, the model's own parameters are not trained."""
+    unfrozen: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that learn beside the adapters, such as `logit_scale`."""
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.init_temperature <= 1.0:
             raise ValueError(f"init_temperature must lie in [0.01, 1], not {self.init_temperature}")
+        if self.unfrozen and not self.adapters:
+            raise ValueError("unfrozen names what learns beside adapters, and there are none; see frozen")
 
 
 class Embeddings(NamedTuple):
@@ -62,6 +72,10 @@ class Embeddings(NamedTuple):
     """Summed over the words of each caption; where a captioner was asked for them."""
     caption_lengths: Int[Tensor, " B"] | None = None
     """How many words that were, the end of the text included."""
+    class_logits: Float[Tensor, "B C"] | None = None
+    """Of each picture and class; where the model has prompts of classes and labels were given."""
+    prompt_losses: Float[Tensor, " B"] | None = None
+    """What the prompts ask for beside the right class; where they do."""
 
 
 class DualEncoder(nn.Module):
@@ -88,15 +102,24 @@ class DualEncoder(nn.Module):
         mean, std = torch.tensor(built.pixels.mean), torch.tensor(built.pixels.std)
         self.register_buffer("pixel_gain", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_offset", (-mean / std).view(1, 3, 1, 1), persistent=False)
-        self._freeze(config.frozen)
-
-    def _freeze(self, prefixes: tuple[str, ...]) -> None:
-        """Raises ConfigError where one is the beginning of no parameter's name, or nothing is left to train."""
-        names.check(prefixes, [name for name, _ in self.named_parameters()], where="model.frozen")
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad = not any(names.begins(name, prefix) for prefix in prefixes)
+        self.class_prompts: ClassPrompts | None = None
+        """Texts with learned vectors that stand for classes; an adapter's."""
+        self.adapters = config.adapters
+        self._freeze(config)
+        for adapter in self.adapters:
+            adapter.apply(self)
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise ConfigError("no parameter is left to train · model.frozen · leave something out")
+
+    def _freeze(self, config: ModelConfig) -> None:
+        """Raises ConfigError where a prefix is the beginning of no parameter's name."""
+        known = [name for name, _ in self.named_parameters()]
+        for key in ("frozen", "unfrozen"):
+            names.check(getattr(config, key), known, where=f"model.{key}")
+        for name, parameter in self.named_parameters():
+            kept = any(names.begins(name, prefix) for prefix in config.frozen)
+            learns = not config.adapters or any(names.begins(name, prefix) for prefix in config.unfrozen)
+            parameter.requires_grad = learns and not kept
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; a tower without anything to train stays as it is used: no dropout, no running statistics."""
@@ -155,17 +178,25 @@ class DualEncoder(nn.Module):
         tokens: Int[Tensor, "B L"],
         hard_tokens: Int[Tensor, "B K L"] | None = None,
         caption: TokenLoss | None = None,
+        labels: Int[Tensor, " B"] | None = None,
     ) -> Embeddings:
         """Both towers and the scale: everything an objective needs, in one call that wrappers can see.
 
         Args:
             hard_tokens: those of K hard captions of each picture, K above 0, embedded together with the others.
             caption: asks a captioner for the losses of its captions, made in this way.
+            labels: the classes of the pictures; a model with prompts of classes reads these in place of the captions.
         """
         image_features, image_tokens = self.see(images)
         # Sums of one number: FSDP2 does not like views among what a module gives back.
         scale = self.logit_scale.exp().sum()
         bias = self.logit_bias.sum() if self.logit_bias is not None else None
+        if self.class_prompts is not None and labels is not None:
+            found = self.read_classes(image_features)
+            with torch.autocast(images.device.type, enabled=False):
+                logits = found.logits(scale)
+            texts = found.features[labels] if found.features.ndim == 2 else found.features[range(len(labels)), labels]
+            return Embeddings(found.image_features, texts, scale, bias, class_logits=logits, prompt_losses=found.losses)
         count = len(tokens)
         both = tokens if hard_tokens is None else torch.cat([tokens, hard_tokens.flatten(0, 1)])
         text_features, words = self.read(both)
@@ -179,6 +210,18 @@ class DualEncoder(nn.Module):
         losses = self.text_decoder(image_tokens, words[:count, :-1], targets, caption)
         return Embeddings(image_features, features, scale, bias, hard, losses, (targets != IGNORED).sum(1))
 
+    def read_classes(self, image_features: Float[Tensor, "B D"], names: Sequence[str] | None = None) -> ClassReading:
+        """What classes are to some pictures, by the model's prompts.
+
+        Args:
+            names: of the classes; none: those that the prompts learn from.
+
+        Raises:
+            ConfigError: the prompts cannot read others than they learned from.
+        """
+        assert self.class_prompts is not None, "the caller sees to it that the model has prompts of classes"
+        return self.class_prompts.read(self, image_features, names if names is not None else self.class_prompts.names)
+
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """Keeps the scale at or below 100, as CLIP does (arXiv:2103.00020, section 2.5). After every optimizer step."""
@@ -188,6 +231,12 @@ class DualEncoder(nn.Module):
 
 def _learns(tower: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def count(model: nn.Module) -> tuple[int, int]:
+    """Parameters in all, and those that are trained."""
+    found = list(model.parameters())
+    return sum(p.numel() for p in found), sum(p.numel() for p in found if p.requires_grad)
 
 
 def build(config: ModelConfig, *, seed: int) -> DualEncoder:

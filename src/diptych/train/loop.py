@@ -54,6 +54,7 @@ def _train(recipe: Recipe, engine: Engine, evaluator: Evaluator | None) -> RunFo
     check_installed(recipe.log)
     run = _open_run(recipe, engine)
     model = dual_encoder.build(recipe.model, seed=recipe.seed)
+    log.info("parameters=%d trained=%d", *dual_encoder.count(model))
     stages.prepare(model, recipe.stages)
     teacher = build_teacher(recipe.teacher) if recipe.teacher is not None else None
     loader = build_loader(recipe.data, feed_of(recipe, model, engine.ranks, teacher))
@@ -63,6 +64,7 @@ def _train(recipe: Recipe, engine: Engine, evaluator: Evaluator | None) -> RunFo
     loss = objective.build(recipe.objective, embed_dim=model.embed_dim, seed=recipe.seed).to(engine.device)
     step.check_needs(recipe, loss, teacher)
     step.check_captioner(model, loss)
+    step.check_prompts(model, loss)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     speed.prepare(model, recipe.speed)
     engine.shard(model, *_untrained(engine, ema, teacher))

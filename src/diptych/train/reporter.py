@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 import torch
 
+from diptych import checkpoint
 from diptych.data.batch import Cursors
 from diptych.data.faults import FaultLog
 from diptych.distributed import sharding
@@ -22,7 +23,6 @@ from diptych.log import MetricsLog, read_metrics
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder
 from diptych.runfolder import RunFolder, write_text
-from diptych.train import checkpoint
 from diptych.train.meters import Throughput
 from diptych.train.recipe import Recipe
 from diptych.train.state import TrainState, weights_of, whole_weights

@@ -2,11 +2,11 @@
 
 from functools import partial
 
+from diptych import checkpoint
 from diptych.distributed.collectives import raise_together
 from diptych.distributed.wrap import Engine
 from diptych.errors import DiptychError
 from diptych.runfolder import RunFolder
-from diptych.train import checkpoint
 from diptych.train.recipe import Recipe
 from diptych.train.state import TrainState
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diptych import checkpoint
+from diptych.checkpoint import Snapshot
 from diptych.data.batch import Batch, Cursors
 from diptych.data.faults import FaultLog
 from diptych.distributed import sharding
@@ -17,8 +19,6 @@ from diptych.losses.objective import Objective
 from diptych.models.dual_encoder import DualEncoder
 from diptych.models.ema import Ema
 from diptych.models.teacher import Teacher
-from diptych.train import checkpoint
-from diptych.train.checkpoint import Snapshot
 from diptych.train.guard import Guard
 
 

@@ -10,7 +10,7 @@ from torch.profiler import record_function
 from diptych.data.batch import Batch
 from diptych.distributed.collectives import average_gradients
 from diptych.distributed.wrap import Engine
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, DataError
 from diptych.losses.accumulate import Features, accumulate, gradient_sync
 from diptych.losses.batch import Moment, Pairs
 from diptych.losses.objective import Objective, Terms
@@ -63,7 +63,7 @@ def run(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch) -> Step
     return StepResult(Terms(terms.total.detach(), terms.scalars), update.grad_norm, lr, figures)
 
 
-_OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features")
+_OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features", "labels")
 
 
 def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = None) -> None:
@@ -79,6 +79,8 @@ def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = 
             f"the stream does not bring {', '.join(lacking)} · objective · choose other plugs, or call "
             "diptych.losses.objective from a loop of your own"
         )
+    if "labels" in objective.needs and not recipe.data.labels:
+        raise ConfigError("the objective uses classes and the data brings none · data.labels · set it to true")
     if "teacher_features" in objective.needs:
         _check_widths(recipe, objective, teacher)
     elif teacher is not None:
@@ -101,6 +103,20 @@ def check_captioner(model: DualEncoder, objective: Objective) -> None:
         raise ConfigError(
             "nothing in the objective teaches the model's decoder · objective.regularisers · add caption, or freeze it "
             "with model.frozen: [text_decoder]"
+        )
+
+
+def check_prompts(model: DualEncoder, objective: Objective) -> None:
+    """Raises ConfigError where the model has prompts of classes and nothing teaches them, or the other way round."""
+    asked = "classification" in {term.choice_name for term in objective.config.regularisers}
+    if asked and model.class_prompts is None:
+        raise ConfigError(
+            "the objective has the term classification, and the model has no prompts of classes · model.adapters · add "
+            "context or class_names"
+        )
+    if model.class_prompts is not None and not asked:
+        raise ConfigError(
+            "nothing in the objective teaches the prompts of classes · objective.regularisers · add classification"
         )
 
 
@@ -128,6 +144,7 @@ class _Inputs:
     tokens: Tensor
     hard_tokens: Tensor | None
     teacher_tokens: Tensor | None
+    labels: Tensor | None
 
 
 def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, moment: Moment) -> tuple[Pairs, Terms]:
@@ -138,7 +155,8 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
 
     def embed(inputs: _Inputs) -> Features:
         with engine.autocast(), record_function("diptych.forward"):
-            found = state.wrapped(inputs.images, inputs.tokens, inputs.hard_tokens, state.objective.config.caption)
+            asked = state.objective.config.caption
+            found = state.wrapped(inputs.images, inputs.tokens, inputs.hard_tokens, asked, inputs.labels)
             return found._asdict()
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
@@ -163,7 +181,7 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
 def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:
     """A batch in pieces of at most `size` rows, on the device."""
     hard = batch.hard_tokens if batch.hard_tokens.numel() else None
-    columns = (batch.images, batch.tokens, hard, batch.teacher_tokens)
+    columns = (batch.images, batch.tokens, hard, batch.teacher_tokens, batch.labels)
     count = -(-len(batch.images) // size)
     divided = [
         column.to(device, non_blocking=True).split(size) if column is not None else (None,) * count
@@ -178,6 +196,8 @@ def _known(
     """What the objective's plugs need of each pair, each picture, each text."""
     needs = state.objective.needs
     known = {"caption_ids": batch.caption_ids.to(engine.device, non_blocking=True)}
+    if "labels" in needs:
+        known["labels"] = _checked_labels(state.model, batch).to(engine.device, non_blocking=True)
     if "sample_ids" in needs:
         known["sample_ids"] = batch.sample_ids.to(engine.device, non_blocking=True)
     if "surface_features" in needs:
@@ -188,6 +208,18 @@ def _known(
         taught = [_taught(state, part) for part in parts]
     image, text = (torch.cat([getattr(t, f"{m}_features") for t in taught]) for m in ("image", "text"))
     return known, {"teacher_features": image}, {"teacher_features": text}
+
+
+def _checked_labels(model: DualEncoder, batch: Batch) -> Tensor:
+    """Raises DataError for a class that the model's prompts do not know."""
+    assert batch.labels is not None, "check_needs has seen to it that the data brings them"
+    count = len(model.class_prompts.names) if model.class_prompts is not None else None
+    if count is not None and (wrong := int(batch.labels.max())) >= count:
+        key = batch.keys[int(batch.labels.argmax())]
+        raise DataError(
+            f"class {wrong} of sample {key!r}, and there are {count} names · model.adapters: classes · name all classes"
+        )
+    return batch.labels
 
 
 def _taught(state: TrainState, part: _Inputs) -> Embeddings:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import diptych.testing as make
+from diptych import checkpoint
 from diptych.config import dump, from_tree
 from diptych.errors import ConfigError
 from diptych.log import read_metrics
@@ -20,7 +21,7 @@ from diptych.losses.objective import Objective, ObjectiveConfig
 from diptych.models import dual_encoder
 from diptych.models.captions import next_words
 from diptych.testing import TINY_CAPTIONER, run_ranks
-from diptych.train import checkpoint, loop
+from diptych.train import loop
 from diptych.train.recipe import Recipe
 from diptych.vocabulary import IGNORED
 

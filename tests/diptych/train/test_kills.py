@@ -17,9 +17,9 @@ import yaml
 from accelerate.state import PartialState
 
 import diptych.testing as make
+from diptych import checkpoint
 from diptych.cli import main
 from diptych.log import read_metrics
-from diptych.train import checkpoint
 
 
 def write_config(root: Path, *, total_samples: int) -> Path:

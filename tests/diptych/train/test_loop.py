@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import diptych.testing as make
+from diptych import checkpoint
 from diptych.config import dump, from_tree
 from diptych.data.loader import build_loader
 from diptych.data.reader import Feed
@@ -21,7 +22,7 @@ from diptych.losses import objective
 from diptych.models import dual_encoder
 from diptych.optim import optimizers
 from diptych.testing import TINY_MODEL, run_ranks
-from diptych.train import checkpoint, loop
+from diptych.train import loop
 from diptych.train.guard import Guard
 from diptych.train.recipe import Recipe
 from diptych.train.state import TrainState

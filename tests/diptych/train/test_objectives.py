@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import diptych.testing as make
+from diptych import checkpoint
 from diptych.config import dump, from_tree
 from diptych.data.batch import Cursors
 from diptych.data.loader import build_loader
@@ -19,7 +20,7 @@ from diptych.losses import objective
 from diptych.models import dual_encoder
 from diptych.optim import optimizers
 from diptych.testing import TINY_MODEL, run_ranks
-from diptych.train import checkpoint, loop, step
+from diptych.train import loop, step
 from diptych.train.guard import Guard, GuardConfig
 from diptych.train.recipe import Recipe
 from diptych.train.state import TrainState

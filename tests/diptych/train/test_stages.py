@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import diptych.testing as make
+from diptych import checkpoint
 from diptych.config import dump, from_tree
 from diptych.data.stages import Stage
 from diptych.distributed.runtime import Ranks
@@ -17,7 +18,7 @@ from diptych.errors import ConfigError
 from diptych.log import read_metrics
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder, ModelConfig
-from diptych.train import checkpoint, loop
+from diptych.train import loop
 from diptych.train.recipe import Recipe
 from diptych.train.stages import prepare
 

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 import diptych.testing as make
+from diptych import checkpoint
 from diptych.config import dump, from_tree
 from diptych.data.loader import build_loader
 from diptych.data.reader import Feed
@@ -24,7 +25,7 @@ from diptych.losses.objective import Objective
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import ModelConfig
 from diptych.models.teacher import build_teacher, resized
-from diptych.train import checkpoint, loop
+from diptych.train import loop
 from diptych.train.recipe import Recipe
 
 LARGER = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from diptych import checkpoint
+from diptych.checkpoint import Snapshot
 from diptych.cli import main
 from diptych.errors import CheckpointError
-from diptych.train import checkpoint
-from diptych.train.checkpoint import Snapshot
 
 
 def snapshot(value: float) -> Snapshot:
