@@ -4,9 +4,10 @@
     open_clip:ViT-B-32:openai     a model of open_clip: random weights, a tag of public ones, or a file of weights
     open_clip:FOLDER              a folder in open_clip's form
     hf:google/siglip-base-patch16-224, hf:FOLDER      a dual encoder of transformers
+    FOLDER with adapter_config.json    LoRA in PEFT's layout, merged into the base that it names
 
 A folder without a word before it is known by what lies in it. Each form is one function here that gives a
-`DualEncoder`; what lies on top of a model, such as adapters, belongs between that and `ModelEncoder`.
+`DualEncoder`.
 """
 
 import hashlib
@@ -21,9 +22,10 @@ from torch import Tensor
 
 from diptych.data.images import EvaluationView, plain
 from diptych.data.tokens import trim
-from diptych.errors import CheckpointError, ConfigError
+from diptych.errors import CheckpointError
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder, ModelConfig
+from diptych.models.peft_folder import AdapterFolder
 from diptych.models.run import open_run
 from diptych.runfolder import RunFolder
 
@@ -148,15 +150,17 @@ def _refuse_missing_folder(name: str) -> None:
         raise CheckpointError(f"no such folder · {name} · check the path")
 
 
-def _refuse_adapter(name: str) -> DualEncoder:
-    raise ConfigError(f"an adapter of PEFT, not a model · {name} · merge it into its base model, and open that")
+def _load_adapter(name: str) -> DualEncoder:
+    """LoRA in PEFT's layout, in the weights of the base that it names."""
+    folder = AdapterFolder(Path(name))
+    return folder.apply(_open(folder.base))
 
 
 _KINDS: dict[str, Callable[[str], DualEncoder]] = {"open_clip": _load_open_clip, "hf": _load_hf}
 _MARKS: dict[str, Callable[[str], DualEncoder]] = {
     "config.yaml": lambda name: open_run(RunFolder(Path(name))),
     "open_clip_config.json": _load_open_clip,
-    "adapter_config.json": _refuse_adapter,
+    "adapter_config.json": _load_adapter,
     "config.json": _load_hf,
 }
 """The file that tells what a folder is."""

@@ -107,7 +107,7 @@ def test_what_cannot_be_opened_is_named_in_one_line(run: Path, tmp_path: Path) -
         names[str(tmp_path / kind / "theirs")] = "weights do not fit"
         names[str(tmp_path / kind / "hub")] = "do not fit" if kind == "cut" else "1 weights are absent"
     for folder, text, message in (
-        ("adapter", "{}", "an adapter of PEFT"),
+        ("adapter", "{}", "only LoRA is read"),
         ("bert", json.dumps({"model_type": "bert"}), "'bert' is no dual encoder"),
         ("nothing", "{", "cannot open"),
     ):

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from diptych.testing import TinySample, write_shard
 _DISTINCT = 64
 _QUALITY = 90
 _LARGEST = 5000
-_SYLLABLES = ("ba", "ne", "ti", "lo", "ru", "sha", "ki", "mo", "der", "an", "el", "or", "vi", "st", "gra", "pe")
 
 
 def photo(width: int, height: int, *, seed: int) -> Image.Image:
@@ -42,10 +42,17 @@ def _enlarged(noise: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def caption(number: int) -> str:
-    """Eight to fifteen made-up words; no two numbers give the same."""
+    """Eight to fifteen words of ImageNet's class names, which tokenizers divide as they divide captions (made-up words
+    would be three times as many tokens); no two numbers give the same."""
     rng = np.random.default_rng(number)
-    words = ("".join(rng.choice(_SYLLABLES, rng.integers(1, 4))) for _ in range(rng.integers(8, 16)))
-    return f"{' '.join(words)} {number}"
+    return f"{' '.join(rng.choice(_words(), rng.integers(8, 16)))} {number}"
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    return tuple(sorted({word.lower() for name in IMAGENET_CLASSNAMES for word in name.split()}))
 
 
 def write_captions(path: Path, count: int) -> None:

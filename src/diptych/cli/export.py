@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from diptych.export.card import Origin
     from diptych.runfolder import RunFolder
 
-_PEERS = {"open_clip": "open_clip_torch", "transformers": "transformers", "onnx": "onnxruntime"}
+_PEERS = {"open_clip": "open_clip_torch", "transformers": "transformers", "onnx": "onnxruntime", "peft": "peft"}
 """What an export is opened with again, as packages are called."""
 
 
@@ -28,7 +28,12 @@ def add(verbs: Any) -> None:
     )
     export.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     export.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    export.add_argument("--to", choices=list(_PEERS), default="open_clip", help="the library that will open it")
+    export.add_argument(
+        "--to",
+        choices=list(_PEERS),
+        default="open_clip",
+        help="the library that will open it; peft: what LoRA learned alone, all others with it in the weights",
+    )
     add_overwrite(export, "an export")
 
 
@@ -36,10 +41,13 @@ def _export(options: argparse.Namespace) -> Outcome:
     from importlib import import_module
 
     from diptych.encoder import load
+    from diptych.models.merge import merged
     from diptych.runfolder import RunFolder
 
     target = import_module(f"diptych.export.to_{options.to}")
     model = load(options.model, device="cpu").model
+    if options.to != "peft":
+        model = merged(model)
     origin = _origin(options.model, RunFolder(Path(options.model)))
     difference = target.export(model, options.out, origin=origin, overwrite=options.overwrite)
     parameters = sum(parameter.numel() for parameter in model.parameters())

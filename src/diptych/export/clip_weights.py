@@ -12,32 +12,10 @@ from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 from diptych.models.dual_encoder import DualEncoder
+from diptych.models.towers.clip_names import TOWERS, renamed
 
 _EOT, _SOT = 49407, 49406
 """Ids of CLIP's vocabulary; the end is its highest, so that `argmax` pools there."""
-_RENAMED = {
-    "image_tower": {
-        "class_embedding": "vision_model.embeddings.class_embedding",
-        "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-        "positional_embedding": "vision_model.embeddings.position_embedding.weight",
-        "ln_pre": "vision_model.pre_layrnorm",
-        "ln_post": "vision_model.post_layernorm",
-        "transformer.resblocks": "vision_model.encoder.layers",
-    },
-    "text_tower": {
-        "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-        "positional_embedding": "text_model.embeddings.position_embedding.weight",
-        "ln_final": "text_model.final_layer_norm",
-        "transformer.resblocks": "text_model.encoder.layers",
-    },
-}
-_IN_A_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
 
 
 def refuse(model: DualEncoder) -> None:
@@ -148,26 +126,16 @@ def _layers(transformer: Any, norm: Any) -> dict[str, Any]:
 def state(model: DualEncoder) -> dict[str, Tensor]:
     """The weights under CLIPModel's names."""
     found: dict[str, Tensor] = {"logit_scale": model.logit_scale.detach().cpu().reshape(())}
-    for tower, names in _RENAMED.items():
+    for tower in TOWERS:
         for name, tensor in getattr(model, tower).state_dict().items():
             value = tensor.detach().cpu()
             if name in ("proj", "text_projection"):
                 found[f"{'visual' if name == 'proj' else 'text'}_projection.weight"] = value.T.contiguous()
             else:
-                found |= _divided(_renamed(name, names), value)
+                found |= _divided(renamed(tower, name), value)
     if "text_projection.weight" not in found:  # proj_type: none
         found["text_projection.weight"] = torch.eye(model.embed_dim)
     return found
-
-
-def _renamed(name: str, names: dict[str, str]) -> str:
-    for ours, theirs in names.items():
-        if name == ours or name.startswith(f"{ours}."):
-            name = theirs + name.removeprefix(ours)
-            break
-    for ours, theirs in _IN_A_BLOCK.items():
-        name = re.sub(rf"(\.layers\.\d+)\.{re.escape(ours)}\.", rf"\1.{theirs}.", name)
-    return name
 
 
 def _divided(name: str, tensor: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diptych.errors import DataError, one_line
 
-_MARKS = frozenset({"open_clip_config.json", "config.json", "image.onnx"})
+_MARKS = frozenset({"open_clip_config.json", "config.json", "image.onnx", "adapter_config.json"})
 
 
 @contextmanager

@@ -104,9 +104,9 @@ class DualEncoder(nn.Module):
         self.register_buffer("pixel_offset", (-mean / std).view(1, 3, 1, 1), persistent=False)
         self.class_prompts: ClassPrompts | None = None
         """Texts with learned vectors that stand for classes; an adapter's."""
-        self.adapters = config.adapters
+        self.config = config
         self._freeze(config)
-        for adapter in self.adapters:
+        for adapter in config.adapters:
             adapter.apply(self)
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise ConfigError("no parameter is left to train · model.frozen · leave something out")

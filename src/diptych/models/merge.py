@@ -1,5 +1,7 @@
 """A model without its adapters, and with what they learned."""
 
+from dataclasses import replace
+
 from diptych.models.dual_encoder import DualEncoder
 
 
@@ -9,7 +11,7 @@ def merged(model: DualEncoder) -> DualEncoder:
     Raises:
         ConfigError: what an adapter learned is no change of weights (a prompt is none).
     """
-    for adapter in reversed(model.adapters):
+    for adapter in reversed(model.config.adapters):
         adapter.merge(model)
-    model.adapters = ()
+    model.config = replace(model.config, adapters=(), unfrozen=(), frozen=())
     return model.requires_grad_()

@@ -103,17 +103,23 @@ class Lora(Adapter, name="lora"):
 
     def merge(self, model: "DualEncoder") -> None:
         """See Adapter; the attention is packed again."""
-        from peft.tuners.lora import LoraLayer
-
         for name in self.towers:
-            tower = getattr(model, name)
-            for parent in list(tower.modules()):
-                for child, module in list(parent.named_children()):
-                    if isinstance(module, LoraLayer):
-                        module.merge(safe_merge=True)
-                        setattr(parent, child, module.get_base_layer())
-            del tower.peft_config  # by which peft would know of an adapter that is no longer there
-            pack(tower)
+            merge_lora(getattr(model, name))
+            pack(getattr(model, name))
+
+
+def merge_lora(tower: nn.Module, *, keep_base: bool = False) -> None:
+    """Leaves plain layers with what was learned in their weights, or as they were without it."""
+    from peft.tuners.lora import LoraLayer
+
+    for parent in list(tower.modules()):
+        for child, module in list(parent.named_children()):
+            if isinstance(module, LoraLayer):
+                if not keep_base:
+                    module.merge(safe_merge=True)
+                setattr(parent, child, module.get_base_layer())
+    if hasattr(tower, "peft_config"):
+        del tower.peft_config  # by which peft would know of an adapter that is no longer there
 
 
 def _fits(name: str, target: str) -> bool:

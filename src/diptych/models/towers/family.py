@@ -115,3 +115,7 @@ class Towers(Choice):
     def build(self) -> BuiltTowers:
         """Makes the towers; draws random weights from torch's default generator."""
         raise NotImplementedError
+
+    def reference(self) -> str | None:
+        """The name by which `diptych.load` opens these very towers, weights included; None: there is none."""
+        return None

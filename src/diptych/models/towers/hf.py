@@ -69,6 +69,10 @@ class HfTowers(Towers, name="hf"):
             open_clip_config=None,
         )
 
+    def reference(self) -> str | None:
+        """See Towers."""
+        return f"hf:{self.name}" if self.weights == "published" and self.context_length is None else None
+
     def _model(self, config: Any) -> nn.Module:
         from transformers import AutoModel
 

@@ -97,6 +97,13 @@ class OpenClipTowers(Towers, name="open_clip"):
             captioner=captioner,
         )
 
+    def reference(self) -> str | None:
+        """See Towers."""
+        changed = self.embed_dim or self.vision or self.text or self.multimodal or self.image_weights
+        if changed or self.name is None or not (self.weights or Path(self.name).is_dir()):
+            return None
+        return f"open_clip:{self.name}" + (f":{self.weights}" if self.weights else "")
+
     def _load_weights(self, model: CustomTextCLIP) -> dict[str, Any]:
         """Fills the model where weights are named; how they want their pixels, and where they lay."""
         if self.weights is not None:

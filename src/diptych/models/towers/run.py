@@ -34,3 +34,7 @@ class RunTowers(Towers, name="run"):
             open_clip_config=model.open_clip_config,
             captioner=captioner,
         )
+
+    def reference(self) -> str | None:
+        """See Towers."""
+        return str(self.run)
