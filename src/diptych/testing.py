@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import tarfile
 import tempfile
 import time
@@ -61,6 +62,13 @@ def tiny_recipe(shards: Path, run: Path, **changes: Any) -> Recipe:
         "log": {"every_steps": 1, "tensorboard": False},
     }
     return from_tree(Recipe, tree | changes)
+
+
+def forget_after(run: Path, step: int) -> None:
+    """As if a run had been killed before it wrote the checkpoints behind a step."""
+    for folder in (run / "checkpoints").glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 120.0) -> list[Any]:

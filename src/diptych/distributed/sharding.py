@@ -43,6 +43,8 @@ def whole(tensor: Tensor) -> Tensor:
     """A divided tensor put together, on every rank. Every rank must call, for the same tensors in the same order."""
     if zero.is_divided(tensor):
         return zero.whole(tensor)
+    if hasattr(tensor, "qdata"):  # compressed by torchao
+        return tensor.dequantize()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -82,6 +84,9 @@ def fill(module: nn.Module, values: dict[str, Tensor]) -> None:
     for name, tensor in state.items():
         if zero.has(tensor):
             zero.take(tensor, values[name])
+        elif hasattr(tensor, "qdata"):  # compressed, and so frozen: made from the base anew
+            if not torch.equal(tensor.dequantize().cpu(), values[name].to(tensor.dtype)):
+                raise RuntimeError(f"{name} is compressed, and its base has changed since")
         else:
             own(tensor).copy_(own(like(values[name], tensor)))
 

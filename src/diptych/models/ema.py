@@ -31,9 +31,13 @@ class Ema(Generic[M]):
         """Moves the average one optimizer step."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (_DECAY_WARMUP + self.num_updates))
-        # Of divided models each rank averages its slices.
-        averages: list[Tensor] = [own(parameter) for parameter in self.model.parameters()]
-        weights: list[Tensor] = [own(parameter) for parameter in model.parameters()]
+        # Of divided models each rank averages its slices; what does not learn is as it was.
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        learned = [
+            (average, weight) for average, weight in pairs if weight.requires_grad
+        ]  # the others are as they were
+        averages: list[Tensor] = [own(average) for average, _ in learned]
+        weights: list[Tensor] = [own(weight) for _, weight in learned]
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)

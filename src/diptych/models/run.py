@@ -1,11 +1,13 @@
 """The model of a run folder: its configuration, and the weights of its newest intact checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from diptych import checkpoint
 from diptych.config import from_tree, read_yaml
 from diptych.errors import CheckpointError, one_line
 from diptych.models import dual_encoder
+from diptych.models.adapters.compress import Compress
 from diptych.models.dual_encoder import DualEncoder, ModelConfig
 from diptych.runfolder import RunFolder
 
@@ -18,6 +20,8 @@ def open_run(run: RunFolder) -> DualEncoder:
         ConfigError: its model cannot be built here.
     """
     config = model_config(run)
+    # A checkpoint holds compressed weights as the numbers that they stand for.
+    config = replace(config, adapters=tuple(a for a in config.adapters if not isinstance(a, Compress)))
     model = dual_encoder.build(config, seed=0)
     try:
         model.load_state_dict(checkpoint.load_weights(run.checkpoints))

@@ -52,6 +52,10 @@ def _train(recipe: Recipe, engine: Engine, evaluator: Evaluator | None) -> RunFo
     if engine.way not in ("single", "ddp") and recipe.optim.algorithm == "muon":
         raise ConfigError("Muon needs whole matrices, not slices · optim.algorithm · use adamw, or plain DDP")
     check_installed(recipe.log)
+    if engine.way != "single" and any(adapter.choice_name == "compress" for adapter in recipe.model.adapters):
+        raise ConfigError(
+            "compressed weights cannot be shared among ranks · model.adapters: compress · use one process"
+        )
     run = _open_run(recipe, engine)
     model = dual_encoder.build(recipe.model, seed=recipe.seed)
     log.info("parameters=%d trained=%d", *dual_encoder.count(model))

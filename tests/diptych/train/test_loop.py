@@ -64,7 +64,7 @@ def test_resume_equals_never_having_stopped(shards: Path, tmp_path: Path, change
     loop.train(recipe(shards, tmp_path / "whole", optim=optim))
     stopped = recipe(shards, tmp_path / "parts", optim=optim)
     loop.train(stopped)
-    forget_after(tmp_path / "parts", 6)
+    make.forget_after(tmp_path / "parts", 6)
     loop.train(stopped)
     whole, parts = final_weights(tmp_path / "whole"), final_weights(tmp_path / "parts")
     assert all(value.equal(parts[name]) for name, value in whole.items())
@@ -98,7 +98,7 @@ def test_the_tail_of_a_run_sees_every_patch(shards: Path, tmp_path: Path) -> Non
     loop.train(recipe(shards, tmp_path / "all", model=model))
     tail, dropped = losses(tmp_path / "tail"), losses(tmp_path / "all")
     assert [a == b for a, b in zip(tail, dropped, strict=True)] == [True] * 5 + [False] * 5
-    forget_after(tmp_path / "tail", 6)
+    make.forget_after(tmp_path / "tail", 6)
     loop.train(tailed)
     assert losses(tmp_path / "tail") == tail
 
@@ -155,13 +155,6 @@ def test_evaluation_during_training(shards: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [5, 10]
 
 
-def forget_after(run: Path, step: int) -> None:
-    """As if the run had died after the checkpoint of that step."""
-    for folder in (run / "checkpoints").glob("step-*"):
-        if int(folder.name[5:]) > step:
-            shutil.rmtree(folder)
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("configuration", ["cpu", "cpu_fsdp2"])
 def test_two_processes_under_accelerate_equal_one(
@@ -182,12 +175,12 @@ def test_two_processes_under_accelerate_equal_one(
     torch.testing.assert_close(*norms, atol=0, rtol=1e-5)  # float32 sums in another order
     assert states[0] == states[1]
     before = losses(tmp_path / "two")
-    forget_after(tmp_path / "two", 6)
+    make.forget_after(tmp_path / "two", 6)
     launch(tmp_path / "two.yaml", configuration)
     assert losses(tmp_path / "two") == before
     resumed = final_weights(tmp_path / "two")
     assert all(value.equal(resumed[name]) for name, value in two.items())
-    forget_after(tmp_path / "two", 3)
+    make.forget_after(tmp_path / "two", 3)
     shutil.copytree(tmp_path / "two", tmp_path / "four")
     loop.train(recipe(shards, tmp_path / "two"))  # and one process takes over what two have saved
     torch.testing.assert_close(losses(tmp_path / "two"), before, atol=2e-5, rtol=2e-5)
@@ -211,12 +204,12 @@ def test_zero_equals_one_process_and_resumes(
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=5e-3, rtol=1e-2, msg=name)
-    forget_after(tmp_path / "two", 6)
+    make.forget_after(tmp_path / "two", 6)
     launch(tmp_path / "two.yaml", "cpu_zero", *options)
     assert losses(tmp_path / "two") == before
     resumed = final_weights(tmp_path / "two")
     assert all(value.equal(resumed[name]) for name, value in two.items())
-    forget_after(tmp_path / "two", 3)
+    make.forget_after(tmp_path / "two", 3)
     loop.train(recipe(shards, tmp_path / "two"))  # and one process takes over
     torch.testing.assert_close(losses(tmp_path / "two"), before, atol=2e-5, rtol=2e-5)
 

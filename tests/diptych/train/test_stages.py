@@ -56,13 +56,6 @@ def losses(run: Path) -> list[float]:
     return [row["train/loss/total"] for row in read_metrics(run / "metrics.jsonl")]
 
 
-def forget_after(run: Path, step: int) -> None:
-    """As if the run had died after the checkpoint of that step."""
-    for folder in (run / "checkpoints").glob("step-*"):
-        if int(folder.name[5:]) > step:
-            shutil.rmtree(folder)
-
-
 @pytest.mark.parametrize("vision", [VIT, CONV], ids=["vit", "conv"])
 @pytest.mark.parametrize("step", [2, 6, 8])  # in the first stage, in the second, behind both
 def test_resume_equals_never_having_stopped(shards: Path, tmp_path: Path, vision: dict[str, Any], step: int) -> None:
@@ -70,7 +63,7 @@ def test_resume_equals_never_having_stopped(shards: Path, tmp_path: Path, vision
     changes = {"model": model(vision), "stages": sizes}
     loop.train(recipe(shards, tmp_path / "whole", **changes))
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    forget_after(tmp_path / "parts", step)
+    make.forget_after(tmp_path / "parts", step)
     loop.train(recipe(shards, tmp_path / "parts", **changes))
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(value.equal(parts[name]) for name, value in whole.items())

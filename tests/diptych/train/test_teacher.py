@@ -66,12 +66,6 @@ def final(run: Path) -> dict[str, torch.Tensor]:
     return {f"{path.stem}/{name}": value for path in files for name, value in load_file(path).items()}
 
 
-def forget_after(run: Path, step: int) -> None:
-    for folder in (run / "checkpoints").glob("step-*"):
-        if int(folder.name[5:]) > step:
-            shutil.rmtree(folder)
-
-
 STAGE = {"until_samples": 8, "image_size": 8, "context_length": 3}
 
 
@@ -137,7 +131,7 @@ def test_resumed_equals_unbroken_and_checkpoints_hold_no_teacher(
     loop.train(recipe(shards, tmp_path / "whole", teacher=teacher, ema_decay=average))
     parts = recipe(shards, tmp_path / "parts", teacher=teacher, ema_decay=average)
     loop.train(parts)
-    forget_after(tmp_path / "parts", 4)
+    make.forget_after(tmp_path / "parts", 4)
     loop.train(parts)
     whole, resumed = final(tmp_path / "whole"), final(tmp_path / "parts")
     assert whole.keys() == resumed.keys()
@@ -200,7 +194,7 @@ def test_runs_from_before_there_were_teachers_go_on(shards: Path, tmp_path: Path
     tree = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert tree.pop("teacher", None) is None
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(tree))
-    forget_after(tmp_path / "run", 4)
+    make.forget_after(tmp_path / "run", 4)
     loop.train(config)
     assert len(losses(tmp_path / "run")) == 8
 

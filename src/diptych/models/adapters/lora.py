@@ -1,6 +1,7 @@
 """Low-rank changes of a tower's linear layers, through peft."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,7 +65,9 @@ class Lora(Adapter, name="lora"):
         targets = self.layers(tower, name)
         trained = {parameter for parameter in tower.parameters() if parameter.requires_grad}
         try:
-            inject_adapter_in_model(self.peft_config(targets), tower)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # see merge_lora
+                inject_adapter_in_model(self.peft_config(targets), tower)
         except ValueError as error:
             raise ConfigError(f"peft refuses ({one_line(error, 200)}) · model.adapters: lora · {name}") from error
         for parameter in trained:  # peft freezes all that is not its own; model.unfrozen says otherwise
@@ -109,12 +112,18 @@ class Lora(Adapter, name="lora"):
 
 
 def merge_lora(tower: nn.Module, *, keep_base: bool = False) -> None:
-    """Leaves plain layers with what was learned in their weights, or as they were without it."""
+    """Leaves plain layers with what was learned in their weights, or as they were without it.
+
+    Raises:
+        ConfigError: the weights are compressed.
+    """
     from peft.tuners.lora import LoraLayer
 
     for parent in list(tower.modules()):
         for child, module in list(parent.named_children()):
             if isinstance(module, LoraLayer):
+                if hasattr(module.get_base_layer().weight, "qdata"):
+                    raise ConfigError("compressed weights take nothing in · model.adapters · open the finished run")
                 if not keep_base:
                     module.merge(safe_merge=True)
                 setattr(parent, child, module.get_base_layer())
