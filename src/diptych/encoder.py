@@ -32,6 +32,8 @@ from diptych.runfolder import RunFolder
 # On a CPU short batches of captions of like length cost less padding; a GPU wants work.
 _TEXT_BATCH = {"cpu": 64, "cuda": 512}
 _IMAGE_BATCH = 256
+_CLASS_NUMBERS = 1 << 26
+"""Of features [B, C, D] of classes that depend on pictures, at once."""
 
 
 class ModelEncoder:
@@ -87,7 +89,7 @@ class ModelEncoder:
         if not self.model.class_prompts.conditional:
             found = self.model.read_classes(image_features.to(self._device), names)
             return found.image_features.cpu(), found.features.cpu()
-        size = _TEXT_BATCH[self._device.type]
+        size = max(_CLASS_NUMBERS // (len(names) * self.model.embed_dim), 1)
         parts = [self.model.read_classes(rows.to(self._device), names) for rows in image_features.split(size)]
         one = torch.ones((), device=self._device)
         return torch.cat([part.logits(one).cpu() for part in parts]), torch.eye(len(names))

@@ -196,6 +196,7 @@ class DualEncoder(nn.Module):
             with torch.autocast(images.device.type, enabled=False):
                 logits = found.logits(scale)
             texts = found.features[labels] if found.features.ndim == 2 else found.features[range(len(labels)), labels]
+            texts = F.normalize(texts, dim=-1)  # some are means of several
             return Embeddings(found.image_features, texts, scale, bias, class_logits=logits, prompt_losses=found.losses)
         count = len(tokens)
         both = tokens if hard_tokens is None else torch.cat([tokens, hard_tokens.flatten(0, 1)])

@@ -16,6 +16,8 @@ from diptych.models.merge import merged
 from diptych.testing import TINY_MODEL
 from diptych.train import loop
 
+pytest.importorskip("torchao", reason="needs the extra `compress`")
+
 IMAGES = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LORA = {"type": "lora", "rank": 2}
 COMPRESS = {"type": "compress"}
