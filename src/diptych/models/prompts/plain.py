@@ -30,6 +30,10 @@ class ClassNames(ClassAdapter, name="class_names"):
         """See ClassAdapter."""
         return NamePrompts(self.names, self.templates)
 
+    def merge(self, model: "DualEncoder") -> None:
+        """See Adapter: nothing was learned here."""
+        model.class_prompts = None
+
 
 class NamePrompts(ClassPrompts):
     """Nothing to learn."""

@@ -1,0 +1,124 @@
+"""The comparison as a page: means over seeds with intervals, and curves over the number of pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from diptych import __version__
+from diptych.runfolder import write_text
+from diptych_eval.protocols.baselines import mean_and_interval
+from diptych_eval.protocols.fewshot import Measured
+from diptych_eval.report.plots import COLOURS, Series, shares
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over seeds."""
+
+    mean: float
+    half: float
+    """Of its 95% interval; NaN where there is one seed."""
+
+    @property
+    def text(self) -> str:
+        """In percent."""
+        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.half:.1f}" if self.half == self.half else "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, and its figure for each number of shots."""
+
+    method: str
+    colour: str
+    figures: tuple[Figure | None, ...]
+    is_best: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One figure of all methods."""
+
+    name: str
+    shots: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    def markdown(self) -> str:
+        """For a terminal and for documents."""
+        head = [self.name, *(f"{shots} shots" if shots > 1 else "1 shot" for shots in self.shots)]
+        rows = [[row.method, *(one.text if one is not None else "" for one in row.figures)] for row in self.rows]
+        lines = [head, ["---", *["--:"] * len(self.shots)], *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables(measured: Sequence[Measured]) -> list[Table]:
+    """One for each figure; what learns from nothing is the same in all columns."""
+    names = list(dict.fromkeys(name for one in measured for name in one.figures))
+    methods = list(dict.fromkeys(one.cell.method for one in measured))
+    shots = tuple(sorted({one.cell.shots for one in measured} - {0}))
+    return [_table(name, methods, shots, measured) for name in names]
+
+
+def _table(name: str, methods: list[str], shots: tuple[int, ...], measured: Sequence[Measured]) -> Table:
+    def figure(method: str, count: int) -> Figure | None:
+        values = [
+            one.figures[name]
+            for one in measured
+            if one.cell.method == method and one.cell.shots in (0, count) and name in one.figures
+        ]
+        return Figure(*mean_and_interval(values)) if values else None
+
+    rows = [[figure(method, count) for count in shots] for method in methods]
+    best = [max((one.mean for one in column if one is not None), default=0.0) for column in zip(*rows, strict=True)]
+    return Table(
+        name,
+        shots,
+        tuple(
+            Row(
+                method,
+                COLOURS[number % len(COLOURS)],
+                tuple(figures),
+                tuple(one is not None and one.mean == top for one, top in zip(figures, best, strict=True)),
+            )
+            for number, (method, figures) in enumerate(zip(methods, rows, strict=True))
+        ),
+    )
+
+
+def write_page(measured: Sequence[Measured], title: str, out: Path) -> None:
+    """Writes the page: one file that needs nothing but itself."""
+    shown = tables(measured)
+    package = resources.files("diptych_eval")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(package.joinpath("protocols/fewshot.html.j2").read_text(encoding="utf-8"))
+    style = Markup(package.joinpath("report/report.css").read_text(encoding="utf-8"))
+    plots = [Markup(_curves(table)) for table in shown]
+    seeds = max((one.cell.seed for one in measured), default=0) + 1
+    write_text(
+        out,
+        template.render(
+            title=title, parts=list(zip(shown, plots, strict=True)), style=style, seeds=seeds, version=__version__
+        ),
+    )
+
+
+def _curves(table: Table) -> str:
+    lines = []
+    for row in table.rows:
+        known = [(shots, one) for shots, one in zip(table.shots, row.figures, strict=True) if one is not None]
+        bounds = [(one.mean - one.half, one.mean + one.half) for _, one in known]
+        lines.append(
+            Series(
+                [shots for shots, _ in known],
+                [one.mean for _, one in known],
+                row.colour,
+                bounds if all(low == low for low, _ in bounds) else (),
+            )
+        )
+    return shares(table.name, lines, x_label="pictures of each class", doubling=True)

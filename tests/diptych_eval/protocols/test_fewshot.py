@@ -1,0 +1,165 @@
+"""A comparison on few pictures: right numbers, nothing twice, nothing learned from what is measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import diptych.testing as make
+from diptych.cli import main
+from diptych.config import from_tree
+from diptych.encoder import load
+from diptych.errors import ConfigError, DataError
+from diptych.export.to_open_clip import export
+from diptych.models import dual_encoder
+from diptych.models.dual_encoder import ModelConfig
+from diptych.testing import TINY_MODEL, tiny_sample
+from diptych_eval.labelled import Labelled
+from diptych_eval.protocols import fewshot
+from diptych_eval.protocols.baselines import harmonic_mean, mean_and_interval, tip_adapter, top1
+from diptych_eval.protocols.page import tables
+from diptych_eval.protocols.plan import Cell, FewShotPlan
+
+NAMES = ["red fox", "wild cat", "guinea pig", "blue whale"]
+COOP = {
+    "name": "CoOp",
+    "recipe": {
+        "model": {"adapters": [{"type": "context", "length": 2}]},
+        "objective": {"contrastive": {"weight": 0.0}, "regularisers": [{"type": "classification"}]},
+    },
+}
+FULL = {"name": "FLYP", "recipe": {"objective": {"contrastive": {"targets": "same_caption"}}}, "tuned_share": 0.5}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for part, count in (("train", 4), ("test", 5)):
+        samples = [tiny_sample(f"{part}-{i}-{label}", label=label) for i in range(count) for label in range(4)]
+        make.write_shard(tmp_path / "root" / part / "0.tar", samples)
+    (tmp_path / "root" / "classnames.txt").write_text("\n".join(NAMES))
+    (tmp_path / "root" / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+    export(dual_encoder.build(from_tree(ModelConfig, TINY_MODEL), seed=0), tmp_path / "base")
+    return tmp_path / "root"
+
+
+def plan(root: Path, **keys: Any) -> FewShotPlan:
+    towers = {"type": "open_clip", "name": str(root.parent / "base")}
+    recipe = {"model": {"towers": towers}, "precision": "fp32", "data": {"captions": {"views": [{}]}}}
+    tree = {"root": str(root), "out": str(root.parent / "out"), "recipe": recipe, "methods": [COOP], "epochs": 2}
+    return from_tree(FewShotPlan, tree | {"shots": [1, 2], "seeds": [0, 1]} | keys)
+
+
+def test_all_cells_are_measured_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fewshot.run(plan(root, methods=[COOP, FULL]))
+    methods = {"zero-shot": 1, "linear probe": 4, "Tip-Adapter": 4, "CoOp": 4, "FLYP": 4}
+    counts = {name: sum(one.cell.method == name for one in first) for name in methods}
+    assert counts == methods
+    assert all(0 <= one.figures["top1"] <= 1 for one in first)
+    monkeypatch.setattr(fewshot, "train", None)  # nothing is trained again
+    assert fewshot.run(plan(root, methods=[COOP, FULL])) == first
+    assert next(one.cell.method for one in fewshot.run(plan(root, methods=[]))) == "zero-shot"
+    with pytest.raises(TypeError):
+        fewshot.run(plan(root, methods=[COOP | {"epochs": 3}]))
+
+
+def test_zero_shot_is_the_task_of_that_name(root: Path) -> None:
+    from diptych_eval.embedder import Embedder
+    from diptych_eval.tasks.zeroshot import ZeroShot
+
+    measured = fewshot.run(plan(root, methods=[], shots=[1], seeds=[0]))
+    expected = ZeroShot("x", str(root)).run(Embedder(load(f"open_clip:{root.parent / 'base'}")))
+    assert measured[0].figures["top1"] == expected.metrics["top1"]
+
+
+def test_base_to_new_learns_from_half_of_the_classes(root: Path) -> None:
+    other = {"name": "elsewhere", "root": str(root)}
+    measured = fewshot.run(plan(root, split="base_to_new", shots=[1], seeds=[0], others=[other]))
+    assert {name for one in measured for name in one.figures} == {"base", "new", "harmonic_mean", "elsewhere"}
+    for one in measured:
+        assert one.figures["harmonic_mean"] == pytest.approx(harmonic_mean(one.figures["base"], one.figures["new"]))
+    by_method = {one.cell.method: one.figures for one in measured}
+    assert by_method["linear probe"]["new"] == by_method["zero-shot"]["new"]  # it knows no other classes
+    index = (root.parent / "out" / "shards" / "1-0" / "000000.tar.index.jsonl").read_text().splitlines()
+    assert len(index) - 1 == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"shots": [5]}, r"5 shots, but 4 classes have fewer pictures \('red fox': 4\)"),
+        ({"recipe": {}}, r"no base · recipe\.model\.towers"),
+        ({"methods": [COOP, COOP]}, "methods must have different names"),
+        ({"shots": [0]}, "shots must be at least 1"),
+        ({"methods": [COOP | {"tuned_share": 2}]}, r"tuned_share must lie in \[0, 1\]"),
+        ({"methods": [COOP | {"recipe": {"optm": {}}}]}, "unknown key 'optm'; did you mean 'optim'"),
+    ],
+)
+def test_wrong_plans_are_one_line(root: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=said) as caught:
+        fewshot.run(plan(root, **keys))
+    assert "\n" not in str(caught.value)
+
+
+def test_tip_adapter_is_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn, test, classes = (F.normalize(torch.randn(n, 8, generator=generator).double(), dim=1) for n in (6, 5, 3))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    found = tip_adapter(
+        Labelled(drawn, labels, ("",) * 6, ("a", "b", "c"), ""),
+        Labelled(test, torch.zeros(5, dtype=torch.long), ("",) * 5, ("a", "b", "c"), ""),
+        classes,
+        20.0,
+        residual=2.0,
+        sharpness=3.0,
+    )
+    for row in range(5):
+        for column in range(3):
+            votes = sum(torch.exp(-3 * (1 - test[row] @ drawn[k])) for k in range(6) if labels[k] == column)
+            assert found[row, column] == pytest.approx(20 * float(test[row] @ classes[column]) + 2 * float(votes))
+
+
+def test_figures_by_hand() -> None:
+    assert harmonic_mean(0.5, 0.25) == pytest.approx(1 / 3)
+    assert harmonic_mean(0.0, 0.0) == 0
+    mean, half = mean_and_interval([0.1, 0.2, 0.3])
+    assert (mean, half) == (pytest.approx(0.2), pytest.approx(4.303 * 0.1 / 3**0.5))
+    assert mean_and_interval([0.5])[1] != mean_and_interval([0.5])[1]
+    assert mean_and_interval([0.0, 1.0] * 15)[1] == pytest.approx(2.0452 * 0.50855 / 30**0.5, abs=1e-3)
+    assert top1(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1])) == 0.5  # equal scores count against
+
+
+def test_the_page_and_its_tables(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    towers = f"recipe.model.towers={{type: open_clip, name: '{root.parent / 'base'}'}}"
+    (root.parent / "plan.yaml").write_text(f"{{root: '{root}', out: '{root.parent / 'out'}', recipe: {{}}}}")
+    assert main(["fewshot", str(root.parent / "plan.yaml"), towers, "shots=[1,2]", "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert {cell["method"] for cell in cells} == {"zero-shot", "linear probe", "Tip-Adapter"}
+    page = (root.parent / "out" / "fewshot.html").read_text()
+    assert "<script" not in page
+    assert "linear probe" in page
+    measured = [
+        fewshot.Measured(Cell("a<b>", shots, seed), {"top1": 0.25 * seed}) for shots in (1, 2) for seed in (0, 1, 2)
+    ]
+    (table,) = tables([*measured, fewshot.Measured(Cell("zero-shot", 0, 0), {"top1": 0.1})])
+    assert table.markdown().splitlines() == [
+        "| top1 | 1 shot | 2 shots |",
+        "| --- | --: | --: |",
+        "| a<b> | 25.0 ± 62.1 | 25.0 ± 62.1 |",
+        "| zero-shot | 10.0 | 10.0 |",
+    ]
+
+
+def test_interpolation_goes_from_one_to_the_other(root: Path, tmp_path: Path) -> None:
+    base, other = tmp_path / "base", tmp_path / "other"
+    export(dual_encoder.build(from_tree(ModelConfig, TINY_MODEL), seed=1), other)
+    for share, expected in ((0.0, base), (1.0, other)):
+        command = ["interpolate", str(base), str(other), str(tmp_path / "between"), "--share", str(share)]
+        assert main([*command, "--overwrite"]) == 0
+        found, wanted = load(str(tmp_path / "between")), load(str(expected))
+        torch.testing.assert_close(found.encode_text(["a cat"]), wanted.encode_text(["a cat"]), atol=1e-6, rtol=0)
+    wider = TINY_MODEL["towers"] | {"embed_dim": 32}
+    export(dual_encoder.build(from_tree(ModelConfig, {"towers": wider}), seed=1), tmp_path / "wider")
+    assert main(["interpolate", str(base), str(tmp_path / "wider"), str(tmp_path / "x")]) == 2
