@@ -17,10 +17,14 @@ from diptych.cli.program import parse
 from diptych.config import dump, from_tree, load, to_tree
 from diptych.losses.objective import ObjectiveConfig
 from diptych.train.recipe import Recipe
+from diptych_eval.protocols.plan import Cell, FewShotPlan
 from diptych_eval.suite import EvalConfig
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+COMPARISONS = [ROOT / "configs" / "tune" / "fewshot.yaml"]
+RECIPES = sorted(
+    {path for kind in ("pretrain", "tune") for path in (ROOT / "configs" / kind).glob("*.yaml")} - {*COMPARISONS}
+)
 EVALUATIONS = sorted((ROOT / "configs" / "eval").glob("*.yaml"))
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 
@@ -35,7 +39,7 @@ def fenced(page: Path) -> list[str]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_load_to_what_they_did(path: Path, golden: Callable[[str, str], None]) -> None:
     recipe = load(Recipe, path)
-    golden(f"tests/golden/pretrain-{path.stem}.yaml", dump(recipe))
+    golden(f"tests/golden/{path.parent.name}-{path.stem}.yaml", dump(recipe))
     assert from_tree(Recipe, to_tree(recipe)) == recipe
 
 
@@ -44,7 +48,17 @@ def test_shipped_evaluations_load_to_what_they_did(path: Path, golden: Callable[
     golden(f"tests/golden/eval-{path.stem}.yaml", dump(load(EvalConfig, path)))
 
 
-@pytest.mark.parametrize("path", [*RECIPES, *EVALUATIONS], ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_shipped_comparisons_load_to_what_they_did(path: Path, golden: Callable[[str, str], None]) -> None:
+    plan = load(FewShotPlan, path)
+    golden(f"tests/golden/tune-{path.stem}.yaml", dump(plan))
+    for method in plan.methods:
+        plan.recipe_of(method, ("a", "b"), Cell(method.name, 1, 0), Path("shards"), Path("run"))
+
+
+@pytest.mark.parametrize(
+    "path", [*RECIPES, *EVALUATIONS, *COMPARISONS], ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_each_shipped_yaml_opens_with_its_command(path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# diptych ")
