@@ -124,12 +124,12 @@ def _tune(work: Path, name: str, adapters: list[dict[str, Any]], seed: int) -> s
     tree = {
         "run": str(work / "runs" / f"{name}-{seed}"),
         "seed": seed,
-        "total_samples": 19200,
+        "total_samples": 6400,
         "global_batch": 64,
         "model": {"towers": {"type": "run", "run": BASE}, "adapters": adapters},
         "data": {"shards": str(work / "pairs/train"), "lanes": 1, "workers": 0, "labels": True},
         "objective": {"contrastive": {"weight": 0}, "regularisers": [{"type": "classification"}]},
-        "optim": {"peak_lr": 5e-3, "weight_decay": 0.0, "schedule": {"warmup_samples": 1920}},
+        "optim": {"peak_lr": 1e-3, "weight_decay": 0.0, "schedule": {"warmup_samples": 640}},
         "log": {"tensorboard": False},
     }
     return str(train(from_tree(Recipe, tree)).root)

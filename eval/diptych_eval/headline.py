@@ -11,6 +11,7 @@ _HEADLINES = {
     "zeroshot": ("top1", "mean_average_precision"),
     "retrieval": ("image_to_text/recall@1", "text_to_image/recall@1"),
     "composition": ("group", "accuracy"),
+    "unseen_pairs": ("auc",),
     "linear_probe": ("top1",),
     "knn": ("top1",),
     "robustness": ("corrupted",),

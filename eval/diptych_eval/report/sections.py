@@ -31,7 +31,23 @@ _RETRIEVAL = tuple(
     )
 )
 _PROBES = _ZEROSHOT[:3]
-_OWN = ("zeroshot", "retrieval", "composition", "linear_probe", "knn", "few_shot", "robustness", "geometry")
+_PAIRS = (
+    Column("AUC", "auc"),
+    Column("harmonic mean", "harmonic_mean"),
+    Column("trained", "trained"),
+    Column("untrained", "untrained"),
+)
+_OWN = (
+    "zeroshot",
+    "retrieval",
+    "composition",
+    "unseen_pairs",
+    "linear_probe",
+    "knn",
+    "few_shot",
+    "robustness",
+    "geometry",
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,7 @@ def sections(figures: Figures) -> list[Section]:
         _zeroshot(figures),
         _retrieval(figures),
         _composition(figures),
+        _unseen_pairs(figures),
         _probes(figures),
         _few_shot(figures),
         _robustness(figures),
@@ -169,6 +186,18 @@ def _composition(figures: Figures) -> Section:
     )
 
 
+def _unseen_pairs(figures: Figures) -> Section:
+    pairs = figures.pairs(lambda task: task == "unseen_pairs")
+    return Section(
+        "Unseen pairs",
+        "Compositions of which some were trained. AUC: the area under accuracy on untrained ones over accuracy on "
+        "trained ones, while the bias for untrained candidates goes from none to all; with it the best harmonic mean "
+        "of the two, and each at its best.",
+        tuple(_by_model(figures, pair, _PAIRS) for pair in pairs),
+        is_joined=True,
+    )
+
+
 def _probes(figures: Figures) -> Section:
     pairs = figures.pairs(lambda task: task in ("linear_probe", "knn"))
     names = {"linear_probe": "linear probe", "knn": "nearest neighbours"}
@@ -227,7 +256,7 @@ def _robustness(figures: Figures) -> Section:
 def _degrees(one: Result, colour: str) -> Series:
     """Means over kinds at each degree; degree 0 are the pictures as they are."""
     of_degree: dict[float, list[float]] = {0.0: [one.metrics["clean"]]} if "clean" in one.metrics else {}
-    for name, value in (one.protocol.get("top1") or {}).items():
+    for name, value in (one.protocol.get("top1_by_degree") or {}).items():
         of_degree.setdefault(float(name.rsplit("/", 1)[1]), []).append(value)
     degrees = sorted(of_degree)
     return Series(degrees, [sum(of_degree[d]) / len(of_degree[d]) for d in degrees], colour)
