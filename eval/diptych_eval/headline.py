@@ -11,12 +11,13 @@ _HEADLINES = {
     "zeroshot": ("top1", "mean_average_precision"),
     "retrieval": ("image_to_text/recall@1", "text_to_image/recall@1"),
     "composition": ("group", "accuracy"),
+    "captioning": ("cider",),
     "linear_probe": ("top1",),
     "knn": ("top1",),
     "robustness": ("corrupted",),
 }
 _LOWER_IS_BETTER = ("calibration_error", "median_rank")
-_NO_SHARES = ("median_rank",)
+_NO_SHARES = ("median_rank", "cider")
 
 
 def headlines(result: Result) -> tuple[str, ...]:

@@ -173,19 +173,50 @@ def average_precision(scores: Float[Tensor, "N C"], truth: Bool[Tensor, "N C"]) 
 
 
 def bootstrap_interval(
-    values: Float[Tensor, " N"], *, samples: int = 1000, seed: int = 0, level: float = 0.95
+    values: Float[Tensor, " N"],
+    clusters: Int[Tensor, " N"] | None = None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile interval of the mean over items drawn with replacement.
 
     For values of 0 and 1 the number of ones in a draw is binomial, so no item is touched twice.
+
+    Args:
+        clusters: items of the same number are drawn together, for they are not independent; none: each by itself.
     """
+    if clusters is not None:
+        both = torch.stack([values.double(), torch.ones(len(values), dtype=torch.float64)], 1)
+        sums = bootstrap_sums(cluster_sums(both, clusters), samples=samples, seed=seed)
+        return percentiles(sums[:, 0] / sums[:, 1], level=level)
     rng = np.random.default_rng(seed)
     items = values.double().numpy()
     if np.isin(items, (0.0, 1.0)).all():
         means = rng.binomial(len(items), items.mean(), size=samples) / len(items)
     else:
         means = np.array([items[rng.integers(0, len(items), len(items))].mean() for _ in range(samples)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return percentiles(torch.from_numpy(means), level=level)
+
+
+def bootstrap_sums(rows: Float[Tensor, "N K"], *, samples: int = 1000, seed: int = 0) -> Float[Tensor, "S K"]:
+    """Sums over as many rows drawn with replacement, S times: for figures that are no means but functions of sums."""
+    rng = np.random.default_rng(seed)
+    values = rows.double().numpy()
+    draws = (np.bincount(rng.integers(0, len(rows), len(rows)), minlength=len(rows)) for _ in range(samples))
+    return torch.from_numpy(np.stack([counts @ values for counts in draws]))
+
+
+def cluster_sums(rows: Float[Tensor, "N K"], clusters: Int[Tensor, " N"]) -> Float[Tensor, "C K"]:
+    """Sums over the rows of each cluster; clusters are numbered from 0."""
+    sums = torch.zeros(int(clusters.max()) + 1, rows.shape[1], dtype=torch.float64)
+    return sums.index_add_(0, clusters, rows.double())
+
+
+def percentiles(draws: Float[Tensor, " S"], *, level: float = 0.95) -> tuple[float, float]:
+    """The interval in which this share of the draws lies, as much left out below as above."""
+    low, high = np.quantile(draws.numpy(), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

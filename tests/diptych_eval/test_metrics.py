@@ -114,6 +114,19 @@ def test_intervals_hold_the_mean_and_shrink_with_more_items() -> None:
     assert low < 0.4375 < high
 
 
+def test_rows_of_a_cluster_are_drawn_together() -> None:
+    values = torch.tensor([0.0, 1.0] * 100)
+    alone = metrics.bootstrap_interval(values.repeat_interleave(5))
+    low, high = metrics.bootstrap_interval(values.repeat_interleave(5), torch.arange(200).repeat_interleave(5))
+    # the same 200 answers five times over say no more than once: 1.96 * sqrt(0.25 / 200), its quantiles drawn
+    assert (high - low) / 2 == pytest.approx(0.069, abs=0.007)
+    assert alone[1] - alone[0] < 0.6 * (high - low)
+    assert metrics.cluster_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1, 0, 1])).tolist() == [[2.0], [5.0]]
+    # clusters of other sizes: the mean is over rows, so whatever is drawn it lies between the clusters' own
+    low, high = metrics.bootstrap_interval(torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 0, 1]))
+    assert (low, high) == (0.0, 1.0)
+
+
 def test_a_model_that_broke_down_is_not_perfect() -> None:
     broken = torch.full((3, 2), torch.nan)
     assert metrics.ranks(broken, broken, [(0,), (1,), (2,)]).tolist() == [3, 3, 3]

@@ -30,8 +30,23 @@ _RETRIEVAL = tuple(
         ("median rank", "median_rank"),
     )
 )
+_CAPTIONING = (
+    Column("CIDEr", "cider"),
+    *(Column(f"BLEU-{order}", f"bleu_{order}") for order in (1, 2, 3, 4)),
+    Column("ROUGE-L", "rouge_l"),
+)
 _PROBES = _ZEROSHOT[:3]
-_OWN = ("zeroshot", "retrieval", "composition", "linear_probe", "knn", "few_shot", "robustness", "geometry")
+_OWN = (
+    "zeroshot",
+    "retrieval",
+    "composition",
+    "captioning",
+    "linear_probe",
+    "knn",
+    "few_shot",
+    "robustness",
+    "geometry",
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,7 @@ def sections(figures: Figures) -> list[Section]:
         _zeroshot(figures),
         _retrieval(figures),
         _composition(figures),
+        _captioning(figures),
         _probes(figures),
         _few_shot(figures),
         _robustness(figures),
@@ -166,6 +182,17 @@ def _composition(figures: Figures) -> Section:
         "(Winoground): “group”, each picture prefers its own caption and each caption its own picture. "
         "Bars: by kind of foil.",
         tuple(blocks),
+    )
+
+
+def _captioning(figures: Figures) -> Section:
+    pairs = figures.pairs(lambda task: task == "captioning")
+    return Section(
+        "Captioning",
+        "What a model writes against all that people wrote about the same picture. CIDEr (CIDEr-D) lies between 0 and "
+        "10; papers often give 100 times as much.",
+        tuple(_by_model(figures, pair, _CAPTIONING) for pair in pairs),
+        is_joined=True,
     )
 
 
