@@ -38,6 +38,25 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics.ranks(a, b, right).equal(whole)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ranks_of_half_features_are_those_of_the_same_halves(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """In float64: products of two halves are exact in float32, and scores of so few are further apart than sums err."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(300, 8, generator=generator)).to(dtype) for _ in range(2))
+    b[7] = b[3]  # a tie
+    right = [[row] for row in range(300)]
+    monkeypatch.setattr(metrics, "_ROWS", 64)
+    monkeypatch.setattr(metrics, "_COLUMNS", 90)
+    of_images, of_texts = metrics.ranks_both_ways(a, b, right)
+    scores = (a.double() @ b.double().T).numpy()
+    assert of_images.tolist() == brute_force(scores, right)
+    assert of_texts.tolist() == brute_force(scores.T, right)
+    cut = (a @ b.T).double().numpy()
+    assert brute_force(cut, right) != of_images.tolist()  # what sums in half precision would give
+
+
 @given(st.integers(2, 12), st.integers(1, 9), st.data())
 @settings(max_examples=60, deadline=None)
 def test_both_ways_are_each_way(images: int, texts: int, data: st.DataObject) -> None:
