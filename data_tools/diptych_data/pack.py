@@ -7,8 +7,8 @@ OUT/                      layout `train`            OUT/                        
 
 A sample is `KEY.webp` (the picture's own bytes, which tell the extension), `KEY.txt` (its first caption), `KEY.json`
 (`{"captions": {column: [text, …]}, "meta": {…}}`) and, with a label, `KEY.cls`. The benchmark layout is the one that
-clip-benchmark reads. `pack.json` counts rows, samples and what was skipped; `skipped.jsonl` lists the latter. Equal
-input gives equal bytes, for any number of workers.
+clip-benchmark reads; there `KEY.txt` has all captions of all columns, a line each. `pack.json` counts rows, samples and
+what was skipped; `skipped.jsonl` lists the latter. Equal input gives equal bytes, for any number of workers.
 
 Rows are dealt to shards by their number before any is read; so shards do not depend on each other, are written by
 several processes, and those that are complete outlast an interruption (see `packing.workfolder`).
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -194,8 +194,9 @@ def _write_shards(places: Sequence[_Place], options: PackOptions, source: Source
     rows = sum(len(place.numbers) for place in missing)
     if len(missing) < len(places):
         log.info("goes on: %d of %d shards are complete", len(places) - len(missing), len(places))
+    txt: Literal["first", "all"] = "all" if options.layout == "benchmark" else "first"
     tasks = (
-        shard.Task(place.tar, place.outcome, place.numbers, source.part(place.numbers), options.on_bad, shrink)
+        shard.Task(place.tar, place.outcome, place.numbers, source.part(place.numbers), options.on_bad, shrink, txt)
         for place in missing
     )
     number = options.workers or min(parallel.cores(), max(1, rows // _ROWS_PER_WORKER))

@@ -1,6 +1,7 @@
 """Captioned pictures as the published annotation files name them; which form it is, the file itself tells.
 
 Karpathy's splits       {"images": [{"filepath"?, "filename", "split", "sentences": [{"raw"}]}]}
+in BLIP's form          [{"image", "caption": [...]}], a file per split
 COCO's own              {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
 XM3600                  a line per picture: {"image/key", "de": {"caption": [...]}, "en": …}
 """
@@ -34,7 +35,7 @@ def read_captions(annotations: Path, images: Path, *, split: str, language: str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"not an annotation file that can be read ({type(error).__name__}: {one_line(error, 120)}) · "
-            f"{annotations} · Karpathy's, COCO's or XM3600's form, complete?"
+            f"{annotations} · Karpathy's, BLIP's, COCO's or XM3600's form, complete?"
         ) from error
     if not found:
         raise DataError(f"no captions of split {split!r} in {language!r} · {annotations} · correct split or language")
@@ -52,6 +53,8 @@ def _found(annotations: Path, split: str, language: str) -> list[tuple[str, tupl
     if '"image/key"' in first:
         return _xm3600([json.loads(line) for line in text.splitlines() if line.strip()], language)
     tree = json.loads(text)
+    if isinstance(tree, list):
+        return [(str(row["image"]), _several(row["caption"])) for row in tree]
     return _coco(tree) if "annotations" in tree else _karpathy(tree, split)
 
 
@@ -72,6 +75,10 @@ def _coco(tree: Any) -> list[tuple[str, tuple[str, ...]]]:
 
 def _xm3600(rows: list[Any], language: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(f"{row['image/key']}.jpg", tuple(row[language]["caption"])) for row in rows if language in row]
+
+
+def _several(texts: str | list[str]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 def find(images: Path, name: str) -> Path:

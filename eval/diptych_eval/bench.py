@@ -1,6 +1,7 @@
 """`diptych bench ranks`: seconds and memory of retrieval among many pictures and as many texts, both ways.
 
-Features are random unit vectors of float32, each text right for one picture. Every measurement has a process of its own
+Features are random unit vectors, each text right for one picture; those of half precision are stored so, and raised to
+float32 block by block. Every measurement has a process of its own
 and at most so many seconds. What it holds is the same from the first of all blocks of scores to the last, so one that
 ends among them tells the memory too. Time grows with the square of the rows.
 """
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,8 @@ class Setting:
     """Pictures, and as many texts."""
     width: int
     """D, of the features."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """As which they are stored."""
     limit_seconds: float = 600.0
     """It ends then, finished or not."""
 
@@ -50,6 +53,7 @@ class Row:
 
     rows: int
     width: int
+    dtype: str
     seconds: float | None = None
     """None: unfinished."""
     feature_bytes: int = 0
@@ -80,14 +84,15 @@ def measure_all(settings: Sequence[Setting], *, progress: Callable[[str], None])
         try:
             rows.append(in_process(partial(measure, threads=torch.get_num_threads()), setting))
         except DiptychError as error:
-            rows.append(Row(setting.rows, setting.width, problem=str(error)))
+            rows.append(Row(setting.rows, setting.width, setting.dtype, problem=str(error)))
     return rows
 
 
 def measure(setting: Setting, threads: int) -> Row:
     """In this process, whose peak of memory is forgotten first."""
     torch.set_num_threads(threads)
-    images, texts = (unit_features(setting.rows, setting.width, seed=seed) for seed in (0, 1))
+    dtype = getattr(torch, setting.dtype)
+    images, texts = (unit_features(setting.rows, setting.width, seed=seed, dtype=dtype) for seed in (0, 1))
     right = [(row,) for row in range(setting.rows)]
     few = min(setting.rows, 64)
     metrics.ranks_both_ways(images[:few], texts[:few], right[:few])  # what is loaded once
@@ -98,16 +103,17 @@ def measure(setting: Setting, threads: int) -> Row:
         metrics.ranks_both_ways(images, texts, right)
         seconds = time.perf_counter() - start
     extra = meter.extra_bytes()
-    return Row(setting.rows, setting.width, seconds, images.nbytes + texts.nbytes, extra, memory("VmHWM"))
+    size = images.nbytes + texts.nbytes
+    return Row(setting.rows, setting.width, setting.dtype, seconds, size, extra, memory("VmHWM"))
 
 
-def unit_features(rows: int, width: int, *, seed: int) -> Float[Tensor, "N D"]:
-    """Random directions, made in place."""
+def unit_features(rows: int, width: int, *, seed: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "N D"]:
+    """Random directions; nothing larger than themselves and a chunk is held."""
     generator = torch.Generator().manual_seed(seed)
-    features = torch.empty(rows, width)
+    features = torch.empty(rows, width, dtype=dtype)
     for chunk in features.split(_CHUNK):
-        chunk.normal_(generator=generator)
-        chunk.div_(chunk.norm(dim=1, keepdim=True))
+        drawn = torch.empty(chunk.shape).normal_(generator=generator)
+        chunk.copy_(drawn.div_(drawn.norm(dim=1, keepdim=True)))
     return features
 
 
@@ -136,19 +142,19 @@ def _at_most(seconds: float) -> Iterator[None]:
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown, with hardware and versions above."""
     lines = [
-        f"{torch.get_num_threads()} threads of {processor()}, torch {torch.__version__}; float32 features",
+        f"{torch.get_num_threads()} threads of {processor()}, torch {torch.__version__}",
         "",
-        "| N × N | D | seconds | a million: hours | features, GiB | extra MiB | process, GiB |",
-        "|--:|--:|--:|--:|--:|--:|--:|",
+        "| N × N | D | features | seconds | a million: hours | features, GiB | extra MiB | process, GiB |",
+        "|--:|--:|---|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         if row.problem:
-            lines.append(f"| {row.rows:,} | {row.width} | {row.problem} | | | | |")
+            lines.append(f"| {row.rows:,} | {row.width} | {row.dtype} | {row.problem} | | | | |")
             continue
         seconds = "unfinished" if row.seconds is None else f"{row.seconds:.1f}"
         hours = "" if row.hours_of_a_million is None else f"{row.hours_of_a_million:.1f}"
         lines.append(
-            f"| {row.rows:,} | {row.width} | {seconds} | {hours} | {row.feature_bytes / 2**30:.2f} | "
+            f"| {row.rows:,} | {row.width} | {row.dtype} | {seconds} | {hours} | {row.feature_bytes / 2**30:.2f} | "
             f"{row.extra_bytes / 2**20:,.0f} | {row.peak_bytes / 2**30:.2f} |"
         )
     return "\n".join(lines)

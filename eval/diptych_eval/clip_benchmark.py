@@ -10,6 +10,7 @@ Its names of the figures, and what they are here:
     image_retrieval_recall@k                      retrieval: text_to_image/recall@k
     lp_acc1, lp_acc5, lp_mean_per_class_recall    linear_probe; few_shot as a row for each number of shots (fewshot_k)
     image_acc, text_acc, acc                      composition: image, text, group; with one picture, text_acc
+    CIDEr, Bleu_1 … Bleu_4, ROUGE_L               captioning: cider, bleu_1 … bleu_4, rouge_l
 
 The probes are learned by another protocol than its own (`diptych_eval.tasks.linear_probe`), and captions of one picture
 with several forms are ours; other tasks have no name there and are left out.
@@ -28,6 +29,7 @@ from diptych_eval.result import Result
 _CLASSES = {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_recall"}
 _WAYS = {"image_to_text": "text_retrieval", "text_to_image": "image_retrieval"}
 _SELECTION = {"image": "image_acc", "text": "text_acc", "group": "acc"}
+_CAPTIONS = {"cider": "CIDEr", "rouge_l": "ROUGE_L"} | {f"bleu_{order}": f"Bleu_{order}" for order in (1, 2, 3, 4)}
 
 
 def rows(model: Evaluated) -> list[dict[str, Any]]:
@@ -92,6 +94,8 @@ def _renamed(one: Result) -> Iterator[tuple[str, dict[str, float]]]:
             for shots in sorted({int(name.split("/")[0].removeprefix("shots_")) for name in one.metrics}):
                 names = {f"shots_{shots}/{ours}": f"lp_{theirs}" for ours, theirs in _class_names(one).items()}
                 yield "linear_probe", _pick(one, names) | {"fewshot_k": shots}
+        case "captioning":
+            yield "captioning", _pick(one, _CAPTIONS)
         case "composition" if "group" in one.metrics:
             yield "image_caption_selection", _pick(one, _SELECTION)
         case "composition":

@@ -1,8 +1,9 @@
 """Models against the first of them, metric by metric, on the items that all were asked.
 
 Rows of the tables of items are matched by key. A metric with a column of its name is the mean of that column, so its
-difference gets an interval and a p-value (`diptych_eval.paired`); of others there is the difference alone. Where models
-were asked different items, the common ones count, and figures that need all items are not compared.
+difference gets an interval and a p-value (`diptych_eval.paired`), in which rows of one cluster count as one; of others
+there is the difference alone. Where models were asked different items, the common ones count, and figures that need all
+items are not compared.
 """
 
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 import diptych_eval.suite  # noqa: F401  # makes all tasks known, and so their settings
@@ -113,6 +114,8 @@ class _Matched:
     num_rows: int
     columns: tuple[dict[str, Float[Tensor, " N"]], ...]
     """Of each model."""
+    clusters: Int[Tensor, " N"] | None
+    """Of rows that are not independent."""
     note: str
     """Empty where all models have the same rows."""
 
@@ -125,12 +128,15 @@ class _Matched:
             {name: values[chosen] for name, values in table.columns.items()}
             for table, chosen in zip(tables, rows, strict=True)
         )
+        first = tables[0]
+        clusters = tuple(first.clusters[row] for row in rows[0].tolist()) if first.clusters else ()
+        numbers = replace(first, clusters=clusters).cluster_numbers
         sizes = [len(some) for some in places]
         note = ""
         if any(size > len(common) for size in sizes):
             of_each = ", ".join(f"{size:,}" for size in sizes)
-            note = f"{tables[0].kind}: {len(common):,} in common of {of_each}; figures are of those in common"
-        return cls(len(common), columns, note)
+            note = f"{first.kind}: {len(common):,} in common of {of_each}; figures are of those in common"
+        return cls(len(common), columns, numbers, note)
 
 
 def _places(keys: Sequence[str]) -> dict[tuple[str, int], int]:
@@ -152,7 +158,7 @@ def _metric(name: str, found: Sequence[Result], matched: Sequence[_Matched], *, 
     columns = [some[name].double() for some in table.columns]
     means = tuple(float(column.mean()) for column in columns)
     differences = tuple(
-        Difference(float(apart.mean()), paired.interval(apart), paired.p_value(apart))
+        Difference(float(apart.mean()), paired.interval(apart, table.clusters), paired.p_value(apart, table.clusters))
         for apart in (column - columns[0] for column in columns[1:])
     )
     return Metric(name, means, differences, table.num_rows)

@@ -1,4 +1,4 @@
-"""Pictures and texts to features: each set once for all tasks, shared among the ranks, kept on the disk.
+"""Pictures and texts to features, pictures to captions: once for all tasks, shared among the ranks, kept on the disk.
 
 Rank r of W makes batches r, r + W, r + 2W, …, and every rank gets them all. A batch holds the same rows however many
 ranks there are, so the features are the same bit for bit.
@@ -6,7 +6,7 @@ ranks there are, so the features are the same bit for bit.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -16,16 +16,19 @@ from jaxtyping import Float, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
+from diptych import generate
 from diptych import log as logs
 from diptych.config import Config
 from diptych.data.faults import FaultLog
 from diptych.data.images import evaluation_view
 from diptych.distributed.collectives import gather_objects
 from diptych.distributed.runtime import Ranks
+from diptych.encoder import ModelEncoder
 from diptych.errors import DataError, DiptychError
+from diptych.generate import GenerateConfig
 from diptych_eval.encoder import Encoder
 from diptych_eval.pictures import Pictures
-from diptych_eval.reading import Item, batches, picture_of
+from diptych_eval.reading import Batch, Item, View, batches, picture_of
 from diptych_eval.store import FeatureStore
 
 log = logging.getLogger(__name__)
@@ -49,10 +52,9 @@ class Change(Protocol):
 
 
 @dataclass(frozen=True)
-class EmbeddedSet:
-    """A set after its one pass; unusable entries are left out."""
+class SeenSet:
+    """A set after a pass; unusable entries are left out."""
 
-    features: Float[Tensor, "N D"]
     items: tuple[Item, ...]
     faults: FaultLog
     pictures: Pictures
@@ -63,6 +65,20 @@ class EmbeddedSet:
     def thumbnail(self, row: int) -> UInt8[Tensor, "3 side side"]:
         """What people see: 64 pixels, whatever the model's size."""
         return evaluation_view(picture_of(self.pictures.read(self.items[row].number)), _THUMBNAIL)
+
+
+@dataclass(frozen=True)
+class EmbeddedSet(SeenSet):
+    """Pictures and their features."""
+
+    features: Float[Tensor, "N D"]
+
+
+@dataclass(frozen=True)
+class CaptionedSet(SeenSet):
+    """Pictures and what the model wrote about each."""
+
+    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -119,16 +135,13 @@ class Embedder:
         name = (pictures.where, pictures.variant, change.name if change is not None else "")
         if name in self._sets:
             return self._sets[name]
-        key = _hash(self.fingerprint, self.digest(pictures.files), repr(self.encoder.view), *name)
+        key = self._key(pictures, *name)
         kept = self._load(key)
         if kept is not None:
-            features, notes = kept
-            faults = FaultLog.from_json(notes["faults"])
-            found = EmbeddedSet(features, tuple(map(Item.from_json, notes["items"])), faults, pictures)
+            found = EmbeddedSet(*_noted(kept[1]), pictures, kept[0])
         else:
             found = self._embed(pictures, change)
-            items = [asdict(item) for item in found.items]
-            self._save(key, found.features, {"items": items, "faults": found.faults.to_json()})
+            self._save(key, found.features, _notes(found))
         if change is None:  # changed pictures are asked for once, in many ways
             self._sets[name] = found
         return found
@@ -146,21 +159,58 @@ class Embedder:
             self._texts[key] = features
         return self._texts[key]
 
+    def captions(self, pictures: Pictures, config: GenerateConfig) -> CaptionedSet:
+        """What the model writes about each picture of a set, in its order. Every rank must call.
+
+        Raises:
+            DataError: the model writes no captions, or nothing in the set can be used.
+            ConfigError: captions cannot be written in this way.
+        """
+        model = self.encoder.model if isinstance(self.encoder, ModelEncoder) else None
+        if model is None or model.text_decoder is None:
+            raise DataError(f"the model writes no captions · {pictures.where} · evaluate a captioner (CoCa)")
+        key = self._key(pictures, pictures.where, pictures.variant, repr(config))
+        kept = self._load(key)
+        if kept is not None:
+            return CaptionedSet(*_noted(kept[1]), pictures, tuple(kept[1]["captions"]))
+        device = model.logit_scale.device
+
+        def write(batch: Batch) -> list[str]:
+            return generate.captions(model, batch.images.to(device), config, first=batch.items[0].number)
+
+        view = self.encoder.view
+        parts, items, faults = self._pass(pictures, lambda picture, _: view(picture), write, title="captions")
+        found = CaptionedSet(items, faults, pictures, tuple(text for part in parts for text in part))
+        self._save(key, torch.empty(0), _notes(found) | {"captions": found.captions})
+        return found
+
+    def _key(self, pictures: Pictures, *name: str) -> str:
+        return _hash(self.fingerprint, self.digest(pictures.files), repr(self.encoder.view), *name)
+
     def _embed(self, pictures: Pictures, change: Change | None) -> EmbeddedSet:
         def view(picture: Image, key: str) -> Tensor:
             return self.encoder.view(change(picture, key) if change is not None else picture)
 
+        def embed(batch: Batch) -> Tensor:
+            return self.encoder.encode_image(batch.images)
+
+        parts, items, faults = self._pass(pictures, view, embed, title="pictures")
+        return EmbeddedSet(items, faults, pictures, torch.cat(parts))
+
+    def _pass(
+        self, pictures: Pictures, view: View, make: Callable[[Batch], T], *, title: str
+    ) -> tuple[list[T], tuple[Item, ...], FaultLog]:
+        """What is made of each batch that has something usable, with what is in them all."""
         size = self._settings.batch_size
         ranges = [range(first, min(first + size, len(pictures))) for first in range(0, len(pictures), size)]
         mine = ranges[self.ranks.rank :: self.ranks.world_size]
-        made: list[tuple[Tensor, tuple[Item, ...], FaultLog]] = []
+        made: list[tuple[list[T], tuple[Item, ...], FaultLog]] = []
         problem: DiptychError | None = None
-        title = f"pictures of {pictures.where}"
+        title = f"{title} of {pictures.where}"
         try:
             with logs.progress(title, len(mine), quiet=not self.ranks.is_main) as bar, self._autocast():
                 for batch in batches(pictures, view, mine, threads=self._settings.threads):
-                    features = self.encoder.encode_image(batch.images) if batch.items else torch.empty(0)
-                    made.append((features, batch.items, batch.faults))
+                    made.append(([make(batch)] if batch.items else [], batch.items, batch.faults))
                     bar.advance()
         except DiptychError as error:
             problem = error
@@ -173,7 +223,7 @@ class Embedder:
             raise DataError(f"no usable sample ({faults.summary()}) · {pictures.where} · check the set")
         if faults.unusable and self.ranks.is_main:
             log.warning("samples left out of evaluation: %s", faults.summary())
-        return EmbeddedSet(torch.cat([part for part, some, _ in parts if some]), items, faults, pictures)
+        return [one for some, _, _ in parts for one in some], items, faults
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts of like length together, so that little is padding."""
@@ -211,6 +261,15 @@ class Embedder:
     def _save(self, key: str, features: Tensor, notes: Any) -> None:
         if self._store is not None:
             self._store.save(key, features, notes)
+
+
+def _notes(found: SeenSet) -> dict[str, Any]:
+    return {"items": [asdict(item) for item in found.items], "faults": found.faults.to_json()}
+
+
+def _noted(notes: dict[str, Any]) -> tuple[tuple[Item, ...], FaultLog]:
+    """The reverse."""
+    return tuple(map(Item.from_json, notes["items"])), FaultLog.from_json(notes["faults"])
 
 
 def _hash(*parts: str) -> str:

@@ -3,6 +3,8 @@
 SugarCrepe      {"0": {"filename", "caption", "negative_caption"}, …}          a file per kind of change
 VALSE           {"…": {"image_file", "caption", "foil", "mturk": {"caption": 3, …}}, …}
 ARO             [{"image_path", "true_caption", "false_caption", "bbox_x", …, "relation_name" or "attributes"}, …]
+ARO's order     [{"image", "caption_options": [true, foil, foil, …]}, …], what its code makes of COCO and Flickr30k
+What'sUp        [{"image_path", "caption_options": [true, foil, …]}, …] or [[id, true, foil], …]
 Winoground      a line per example: {"id", "image_0", "image_1", "caption_0", "caption_1", "collapsed_tag"}
 MMVP-VLM        Question ID,Type,Statement: two lines are an example; pictures in Type/ID.jpg
 """
@@ -46,7 +48,7 @@ def read_examples(annotations: Path, images: Path) -> list[Example]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"not a composition test that can be read ({type(error).__name__}: {one_line(error, 120)}) · "
-            f"{annotations} · SugarCrepe's, VALSE's, ARO's, Winoground's or MMVP-VLM's form, complete?"
+            f"{annotations} · SugarCrepe's, VALSE's, ARO's, What'sUp's, Winoground's or MMVP-VLM's form, complete?"
         ) from error
     if not found:
         raise DataError(f"no examples · {annotations} · is the file complete?")
@@ -70,7 +72,7 @@ def _found(annotations: Path, images: Path) -> list[Example]:
         return [_winoground(json.loads(line), images) for line in text.splitlines() if line.strip()]
     tree = json.loads(text)
     if isinstance(tree, list):
-        return [_aro(str(number), row, images) for number, row in enumerate(tree)]
+        return [_listed(str(number), row, images) for number, row in enumerate(tree)]
     rows = [(key, row) for key, row in tree.items() if _agreed(row)]
     return [_one_picture(key, row, images, annotations.stem) for key, row in rows]
 
@@ -86,6 +88,19 @@ def _one_picture(key: str, row: Mapping[str, Any], images: Path, kind: str) -> E
     foil = row["negative_caption"] if "negative_caption" in row else row["foil"]
     foils = [foil] if isinstance(foil, str) else list(foil)
     return Example(key, (_picture(images, name),), (row["caption"], *foils), str(row.get("linguistic_phenomena", kind)))
+
+
+def _listed(key: str, row: Any, images: Path) -> Example:
+    """ARO or What'sUp."""
+    if isinstance(row, list):
+        number, true, foil = row
+        coco = f"{number:0>12}.jpg"  # Visual Genome's names have no zeros
+        name = coco if find(images, coco).is_file() else f"{number}.jpg"
+        return Example(key, (_picture(images, name),), (true, foil), "")
+    if "caption_options" in row:
+        name = row["image"] if "image" in row else row["image_path"]
+        return Example(key, (_picture(images, name),), tuple(row["caption_options"]), "")
+    return _aro(key, row, images)
 
 
 def _aro(key: str, row: Mapping[str, Any], images: Path) -> Example:

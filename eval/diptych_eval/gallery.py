@@ -1,4 +1,5 @@
-"""What the report shows of pictures and texts that were ranked against each other: chosen while both are at hand.
+"""What the report shows of pictures and texts that were ranked against each other, and of captions that were written:
+chosen while both are at hand.
 
 Queries are drawn at random, so neither flattering nor damning; confusions are the most frequent ones.
 """
@@ -14,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from diptych_eval.tasks.family import Matches
+from diptych_eval.tasks.family import Descriptions, Matches
 
 _GUESSES = 5
 _POINTS = 400
@@ -53,6 +54,18 @@ class Confusion:
     """Cosine of picture and wrong class, the mean over the confused pictures."""
     truth_picture: str
     guess_picture: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A picture, what a model wrote about it and what people did."""
+
+    key: str
+    picture: str
+    written: str
+    references: tuple[str, ...]
+    score: float
+    """CIDEr-D."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,20 @@ def data_uri(picture: UInt8[Tensor, "3 side side"]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "WEBP", quality=82)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def descriptions(found: Descriptions, count: int) -> tuple[Description, ...]:
+    """Pictures with their captions."""
+    return tuple(
+        Description(
+            found.pictures.items[row].key,
+            data_uri(found.pictures.thumbnail(row)),
+            found.pictures.captions[row],
+            found.references[row],
+            float(found.scores[row]),
+        )
+        for row in _draw(len(found.pictures), count)
+    )
 
 
 def worst_confusions(found: Matches, count: int) -> tuple[Confusion, ...]:

@@ -12,12 +12,13 @@ _HEADLINES = {
     "retrieval": ("image_to_text/recall@1", "text_to_image/recall@1"),
     "composition": ("group", "accuracy"),
     "unseen_pairs": ("auc",),
+    "captioning": ("cider",),
     "linear_probe": ("top1",),
     "knn": ("top1",),
     "robustness": ("corrupted",),
 }
 _LOWER_IS_BETTER = ("calibration_error", "median_rank")
-_NO_SHARES = ("median_rank",)
+_NO_SHARES = ("median_rank", "cider")
 
 
 def headlines(result: Result) -> tuple[str, ...]:

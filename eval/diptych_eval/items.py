@@ -1,6 +1,7 @@
 """Tables of items beside results.json: what the figures are means of, so that models can be compared row by row.
 
-items/SLUG.npz: for each table `KIND/keys` and `KIND/COLUMN`
+items/SLUG.npz: for each table `KIND|keys` and `KIND|COLUMN`, texts among the columns; where rows are not independent
+`KIND|clusters`
 """
 
 import re
@@ -27,6 +28,8 @@ def write(folder: Path, result: Result, tables: tuple[Items, ...]) -> None:
     for table in tables:
         arrays[f"{table.kind}|keys"] = np.array(table.keys, dtype=np.str_)
         arrays |= {f"{table.kind}|{name}": values.numpy() for name, values in table.columns.items()}
+        texts = table.texts | ({"clusters": table.clusters} if table.clusters else {})
+        arrays |= {f"{table.kind}|{name}": np.array(values, dtype=np.str_) for name, values in texts.items()}
     temporary = folder / f".{slug(result)}.tmp.npz"
     np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # its stub takes the names for its own flags
     temporary.replace(folder / f"{slug(result)}.npz")
@@ -50,6 +53,7 @@ def read(folder: Path, result: Result) -> tuple[Items, ...]:
 
 
 def _table(arrays: "np.lib.npyio.NpzFile", kind: str) -> Items:
-    names = [name for name in arrays if name.startswith(f"{kind}|") and not name.endswith("|keys")]
-    columns = {name.removeprefix(f"{kind}|"): torch.from_numpy(arrays[name]) for name in names}
-    return Items(kind, tuple(arrays[f"{kind}|keys"].tolist()), columns)
+    found = {name.removeprefix(f"{kind}|"): arrays[name] for name in arrays if name.startswith(f"{kind}|")}
+    texts = {name: tuple(values.tolist()) for name, values in found.items() if values.dtype.kind == "U"}
+    columns = {name: torch.from_numpy(values) for name, values in found.items() if values.dtype.kind != "U"}
+    return Items(kind, texts.pop("keys"), columns, texts.pop("clusters", ()), texts)

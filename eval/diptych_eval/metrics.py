@@ -1,4 +1,5 @@
-"""The metrics, as pure functions of features. Nothing larger than one block of similarities is ever held.
+"""The metrics, as pure functions of features. Nothing larger than one block of similarities is ever held. Features may
+be stored in half precision: each block of them is raised to float32.
 
 Rank of an anchor = 1 + the number of wrong candidates that score at least as high as its best right candidate. So ties
 count against the model: features that are all equal give the worst rank, not the best, and the order of candidates
@@ -84,18 +85,20 @@ def _ranks(
     pairs = _RightPairs.of(right)
     if both and len(pairs.columns.unique()) < len(candidates):
         raise ValueError("every candidate must be right for at least one anchor")
-    best = [torch.full((len(side),), -torch.inf, dtype=anchors.dtype) for side in (anchors, candidates)]
+    dtype = _raised(anchors[:0]).dtype
+    best = [torch.full((len(side),), -torch.inf, dtype=dtype) for side in (anchors, candidates)]
     for block in pairs.starts:
-        scores, places = _block(anchors, candidates, block), pairs.within(block)
+        scores, places = _rows(anchors, block[0]) @ _columns(candidates, block[1]), pairs.within(block)
         found = scores[places]
         for side, (size, place) in enumerate(zip((_ROWS, _COLUMNS), places, strict=True)):
             with np.errstate(invalid="ignore"):  # NaN stays NaN
                 np.maximum.at(best[side].numpy(), (place + block[side] * size).numpy(), found.numpy())
     counts = [torch.ones(len(side), dtype=torch.long) for side in (anchors, candidates)]
     for row in range(-(-len(anchors) // _ROWS)):
+        rows = _rows(anchors, row)
         for column in range(-(-len(candidates) // _COLUMNS)):
-            scores, places = _block(anchors, candidates, (row, column)), pairs.within((row, column))
-            for side, at in enumerate((slice(row * _ROWS, (row + 1) * _ROWS), _columns(column))[: 1 + both]):
+            scores, places = rows @ _columns(candidates, column), pairs.within((row, column))
+            for side, at in enumerate((_at(row, _ROWS), _at(column, _COLUMNS))[: 1 + both]):
                 # So written, NaN counts against the model too.
                 at_least = ~(scores < (best[0][at, None] if side == 0 else best[1][None, at]))
                 at_least[places] = False
@@ -104,12 +107,21 @@ def _ranks(
     return counts[0], counts[1]
 
 
-def _columns(block: int) -> slice:
-    return slice(block * _COLUMNS, (block + 1) * _COLUMNS)
+def _at(block: int, size: int) -> slice:
+    return slice(block * size, (block + 1) * size)
 
 
-def _block(anchors: Tensor, candidates: Tensor, block: tuple[int, int]) -> Float[Tensor, "rows columns"]:
-    return anchors[block[0] * _ROWS : (block[0] + 1) * _ROWS] @ candidates[_columns(block[1])].T
+def _rows(anchors: Tensor, block: int) -> Float[Tensor, "rows D"]:
+    return _raised(anchors[_at(block, _ROWS)])
+
+
+def _columns(candidates: Tensor, block: int) -> Float[Tensor, "D columns"]:
+    return _raised(candidates[_at(block, _COLUMNS)]).T
+
+
+def _raised(features: Tensor) -> Tensor:
+    """Half precision as float32, in which products of it are exact and their sums are not cut to half again."""
+    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 
 def recall_at(ranks: Int[Tensor, " N"], k: int) -> float:
@@ -173,19 +185,50 @@ def average_precision(scores: Float[Tensor, "N C"], truth: Bool[Tensor, "N C"]) 
 
 
 def bootstrap_interval(
-    values: Float[Tensor, " N"], *, samples: int = 1000, seed: int = 0, level: float = 0.95
+    values: Float[Tensor, " N"],
+    clusters: Int[Tensor, " N"] | None = None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile interval of the mean over items drawn with replacement.
 
     For values of 0 and 1 the number of ones in a draw is binomial, so no item is touched twice.
+
+    Args:
+        clusters: items of the same number are drawn together, for they are not independent; none: each by itself.
     """
+    if clusters is not None:
+        both = torch.stack([values.double(), torch.ones(len(values), dtype=torch.float64)], 1)
+        sums = bootstrap_sums(cluster_sums(both, clusters), samples=samples, seed=seed)
+        return percentiles(sums[:, 0] / sums[:, 1], level=level)
     rng = np.random.default_rng(seed)
     items = values.double().numpy()
     if np.isin(items, (0.0, 1.0)).all():
         means = rng.binomial(len(items), items.mean(), size=samples) / len(items)
     else:
         means = np.array([items[rng.integers(0, len(items), len(items))].mean() for _ in range(samples)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return percentiles(torch.from_numpy(means), level=level)
+
+
+def bootstrap_sums(rows: Float[Tensor, "N K"], *, samples: int = 1000, seed: int = 0) -> Float[Tensor, "S K"]:
+    """Sums over as many rows drawn with replacement, S times: for figures that are no means but functions of sums."""
+    rng = np.random.default_rng(seed)
+    values = rows.double().numpy()
+    draws = (np.bincount(rng.integers(0, len(rows), len(rows)), minlength=len(rows)) for _ in range(samples))
+    return torch.from_numpy(np.stack([counts @ values for counts in draws]))
+
+
+def cluster_sums(rows: Float[Tensor, "N K"], clusters: Int[Tensor, " N"]) -> Float[Tensor, "C K"]:
+    """Sums over the rows of each cluster; clusters are numbered from 0."""
+    sums = torch.zeros(int(clusters.max()) + 1, rows.shape[1], dtype=torch.float64)
+    return sums.index_add_(0, clusters, rows.double())
+
+
+def percentiles(draws: Float[Tensor, " S"], *, level: float = 0.95) -> tuple[float, float]:
+    """The interval in which this share of the draws lies, as much left out below as above."""
+    low, high = np.quantile(draws.numpy(), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -1,6 +1,7 @@
 """Two models on the same items: how sure the difference of their means is.
 
-Both tests look at d, the difference of the two models' values on each item, and suppose that items are independent:
+Both tests look at d, the difference of the two models' values on each item, and suppose that items are independent, or
+that clusters of them are, such as the captions of one picture. A cluster is drawn, or its sign turned, as a whole:
 
     interval    percentiles of the mean of d over items drawn with replacement
     p           share of all ways to give d other signs whose sum is at least as far from 0 as the one observed
@@ -12,10 +13,10 @@ and 1: it is then McNemar's exact test); otherwise it is estimated from draws, n
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych_eval.metrics import bootstrap_interval
+from diptych_eval.metrics import bootstrap_interval, cluster_sums
 
 _EXACT = 16
 _DRAWS = 10_000
@@ -25,8 +26,12 @@ _BLOCK = 1 << 22
 _SLACK = 1e-9
 
 
-def interval(differences: Float[Tensor, " N"], *, seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the mean difference."""
+def interval(
+    differences: Float[Tensor, " N"], clusters: Int[Tensor, " N"] | None = None, *, seed: int = 0
+) -> tuple[float, float]:
+    """95% bootstrap interval of the mean difference; `clusters` as in `metrics.bootstrap_interval`."""
+    if clusters is not None:
+        return bootstrap_interval(differences, clusters, seed=seed)
     values, counts = np.unique(differences.double().numpy(), return_counts=True)
     if len(values) > _KINDS:
         return bootstrap_interval(differences, seed=seed)
@@ -36,8 +41,10 @@ def interval(differences: Float[Tensor, " N"], *, seed: int = 0) -> tuple[float,
     return float(low), float(high)
 
 
-def p_value(differences: Float[Tensor, " N"], *, seed: int = 0) -> float:
+def p_value(differences: Float[Tensor, " N"], clusters: Int[Tensor, " N"] | None = None, *, seed: int = 0) -> float:
     """Of the two-sided sign-flip test; 1 where nothing differs."""
+    if clusters is not None:
+        return p_value(cluster_sums(differences[:, None], clusters)[:, 0], seed=seed)
     values = differences.double().numpy()
     sizes = np.abs(values[values != 0])
     if len(np.unique(sizes)) <= 1:

@@ -109,18 +109,18 @@ def _result(embedder: Embedder, task: Task, known: dict[str, Result], out: Path 
     )
     if out is not None and embedder.ranks.is_main:
         items.write(out / "items", found, outcome.items)
-        if outcome.matches is not None:
-            exhibits.write(out / "exhibits", found, outcome.matches)
+        exhibits.write(out / "exhibits", found, outcome)
     return found
 
 
 def _intervals(outcome: Outcome) -> dict[str, tuple[float, float]]:
-    return {
-        name: metrics.bootstrap_interval(values)
+    of_means = {
+        name: metrics.bootstrap_interval(values, table.cluster_numbers)
         for table in outcome.items
         for name, values in table.columns.items()
         if name in outcome.metrics
     }
+    return of_means | outcome.intervals
 
 
 def _fingerprint(embedder: Embedder, task: Task) -> str:

@@ -13,7 +13,8 @@ from diptych.data import index
 from diptych.errors import ConfigError, DataError
 from diptych_data.index import write_indexes
 from diptych_data.pack import PackOptions, PackSummary, pack
-from diptych_eval.reading import Batch
+from diptych_eval.reading import Batch, Item
+from diptych_eval.tasks.retrieval import Retrieval
 
 
 def picture(path: Path, colour: tuple[int, int, int] = (10, 20, 30)) -> None:
@@ -80,6 +81,22 @@ def test_the_benchmark_layout(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "zeroshot_classification_templates.txt").read_text() == "{c}\n"
     with tarfile.open(tmp_path / "out" / "test" / "0.tar") as tar:
         assert {name.partition(".")[2] for name in tar.getnames()} == {"png", "cls", "json", "txt"}
+
+
+def test_the_benchmark_layout_has_a_line_for_each_caption(tmp_path: Path) -> None:
+    picture(tmp_path / "x.png")
+    rows = [{"image": "x.png", "name": "a fox", "words": "fox | red\u2028animal | a fox", "zh": ""}]
+    source = table(tmp_path / "t.csv", rows)
+    run(source, tmp_path / "out", layout="benchmark", captions=["name", "words", "zh"], separator=" | ")
+    assert (tmp_path / "out" / "dataset_type.txt").read_text() == "retrieval\n"
+    with tarfile.open(tmp_path / "out" / "test" / "0.tar") as tar:
+        member = tar.extractfile("00000000.txt")
+        assert member is not None
+        assert member.read().decode() == "a fox\nfox\nred animal"
+    task = from_tree(Retrieval, {"dataset": "d", "path": str(tmp_path / "out" / "test")})
+    (entry,) = [task.pictures.read(number) for number in range(len(task.pictures))]
+    item = Item(0, entry.key, entry.captions, entry.labels, entry.meta)
+    assert task.captions_of([item]) == [("a fox", "fox", "red animal")]
 
 
 def test_equal_input_gives_equal_bytes(folder: Path, tmp_path: Path) -> None:

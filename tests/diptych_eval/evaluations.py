@@ -22,6 +22,7 @@ class Made:
     columns: Mapping[str, Sequence[float]] = field(default_factory=dict)
     keys: Sequence[str] = ()
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    clusters: Sequence[str] = ()
 
 
 def write(folder: Path, *made: Made) -> Path:
@@ -43,7 +44,7 @@ def write(folder: Path, *made: Made) -> Path:
             versions={"diptych": "0.1.0"},
         )
         if columns:
-            items.write(folder / "items", found, (Items("pictures", keys, columns),))
+            items.write(folder / "items", found, (Items("pictures", keys, columns, tuple(one.clusters)),))
         results.append(found)
     result.write(folder / "results.json", results)
     return folder

@@ -18,6 +18,7 @@ def test_features_are_unit_vectors_of_their_seed() -> None:
     assert torch.allclose(features.norm(dim=1), torch.ones(70_000))
     assert torch.equal(features, unit_features(70_000, 4, seed=1))
     assert not torch.equal(features, unit_features(70_000, 4, seed=2))
+    assert torch.equal(features.half(), unit_features(70_000, 4, seed=1, dtype=torch.float16))
 
 
 def _fresh(size: int) -> mmap.mmap:
@@ -33,8 +34,8 @@ def test_memory_is_what_ranks_take_above_the_features(monkeypatch: pytest.Monkey
         _fresh(len(images) * 2**20).close()
 
     monkeypatch.setattr(metrics, "ranks_both_ways", greedy)
-    found = measure(Setting(128, 8), torch.get_num_threads())
-    assert found.feature_bytes == 2 * 128 * 8 * 4
+    found = measure(Setting(128, 8, "bfloat16"), torch.get_num_threads())
+    assert found.feature_bytes == 2 * 128 * 8 * 2
     assert found.extra_bytes == pytest.approx(128 * 2**20, rel=0.1)
     assert found.peak_bytes > found.extra_bytes
     assert found.seconds is not None
@@ -67,11 +68,14 @@ def test_a_process_of_its_own_measures_the_real_one() -> None:
 
 
 def test_the_table_and_what_a_million_would_take() -> None:
-    rows = [Row(100_000, 64, 36.0, 2**30, 2**20, 2**31), Row(10**6, 512, None, 2**32, 2**28, 2**33)]
-    lines = table([*rows, Row(10**7, 512, problem="out of memory")]).splitlines()
-    assert "| 100,000 | 64 | 36.0 | 1.0 | 1.00 | 1 | 2.00 |" in lines
-    assert "| 1,000,000 | 512 | unfinished |  | 4.00 | 256 | 8.00 |" in lines
-    assert "| 10,000,000 | 512 | out of memory | | | | |" in lines
+    rows = [
+        Row(100_000, 64, "float32", 36.0, 2**30, 2**20, 2**31),
+        Row(10**6, 512, "float16", None, 2**32, 2**28, 2**33),
+    ]
+    lines = table([*rows, Row(10**7, 512, "float32", problem="out of memory")]).splitlines()
+    assert "| 100,000 | 64 | float32 | 36.0 | 1.0 | 1.00 | 1 | 2.00 |" in lines
+    assert "| 1,000,000 | 512 | float16 | unfinished |  | 4.00 | 256 | 8.00 |" in lines
+    assert "| 10,000,000 | 512 | float32 | out of memory | | | | |" in lines
     assert [row["hours_of_a_million"] for row in as_json(rows)] == [pytest.approx(1.0), None]
 
 

@@ -149,3 +149,27 @@ def test_the_verb_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as stop:
         main(["eval", "compare", folders[0]])
     assert stop.value.code == 2
+
+
+def test_rows_of_a_cluster_count_as_one(tmp_path: Path) -> None:
+    right = {"a": [0] * 12, "b": [1] * 12}
+    clusters = [f"picture {i // 3}" for i in range(12)]
+    together = [Made("zeroshot", "birds", {}, {"top1": some}, KEYS, clusters=clusters) for some in right.values()]
+    apart = [Made("zeroshot", "birds", {}, {"top1": some}, KEYS) for some in right.values()]
+    p = []
+    for name, made in (("together", together), ("apart", apart)):
+        folders = [write(tmp_path / name / one, some) for one, some in zip(right, made, strict=True)]
+        (difference,) = only(compared(*folders), "top1").differences
+        assert difference is not None
+        p.append(difference.p)
+    assert p == [2 / 2**4, 2 / 2**12]
+
+
+def test_clusters_follow_the_rows_in_common(tmp_path: Path) -> None:
+    clusters = ("x", "y", "y", "z", "z", "z", *KEYS[6:])
+    a = write(tmp_path / "a", Made("zeroshot", "birds", {}, {"top1": [0] * 12}, KEYS, clusters=clusters))
+    keys = ("k5", "k3", "k2", "k0")
+    other = Made("zeroshot", "birds", {}, {"top1": [1, 1, 1, 1]}, keys, clusters=("z", "z", "y", "x"))
+    (difference,) = only(compared(a, write(tmp_path / "b", other)), "top1").differences
+    assert difference is not None
+    assert difference.p == 2 / 2**3  # pictures x, y and z, of which z counts twice: all signs alike, or their opposite

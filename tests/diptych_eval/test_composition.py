@@ -104,6 +104,38 @@ def test_aro_looks_at_the_box_and_averages_groups(tmp_path: Path, group: str) ->
     }
 
 
+def test_a_caption_must_beat_all_its_foils(tmp_path: Path) -> None:
+    """ARO's order sets, and What'sUp."""
+    paint(tmp_path / "0.png", "red")
+    rows = [
+        {"image": "0.png", "caption_options": ["red", "grey", "blue", "green"]},
+        {"image": "0.png", "caption_options": ["grey", "blue", "red", "green"]},
+        {"image_path": "data/set/0.png", "caption_options": ["red", "blue"]},
+    ]
+    found = run(write(tmp_path / "order.json", rows), tmp_path)
+    assert found.metrics == {"accuracy": pytest.approx(2 / 3)}
+    assert found.items[0].columns["accuracy"].tolist() == [1, 0, 1]
+
+
+def test_pictures_by_number(tmp_path: Path) -> None:
+    for name in ("000000000042.jpg", "7.jpg"):
+        paint(tmp_path / name, "red")
+    found = run(write(tmp_path / "qa.json", [[42, "red", "blue"], ["7", "blue", "red"]]), tmp_path)
+    assert found.items[0].columns["accuracy"].tolist() == [1, 0]
+    assert found.items[0].clusters == ("000000000042.jpg", "7.jpg")
+
+
+def test_examples_of_a_picture_are_a_cluster(tmp_path: Path) -> None:
+    for name in ("0.png", "1.png"):
+        paint(tmp_path / name, "red")
+    row = {"caption": "red", "negative_caption": "blue"}
+    rows = {str(i): row | {"filename": name} for i, name in enumerate(("1.png", "0.png", "1.png"))}
+    (table,) = run(write(tmp_path / "a.json", rows), tmp_path).items
+    assert table.clusters == ("1.png", "0.png", "1.png")
+    assert table.cluster_numbers is not None
+    assert table.cluster_numbers.tolist() == [0, 1, 0]
+
+
 def test_winoground_by_hand(tmp_path: Path) -> None:
     for name in ("red", "green", "grey"):
         paint(tmp_path / f"{name}.png", name)
@@ -164,6 +196,8 @@ def broken_picture(root: Path) -> None:
         ("{", None, "not a composition test that can be read"),
         ({}, None, "no examples"),
         ({"0": {"filename": "0.png"}}, None, "not a composition test that can be read"),
+        ([[1, "red"]], None, "not a composition test that can be read"),
+        ([{"image": "0.png", "caption_options": ["red", ""]}], None, r"1 examples have an empty caption \(0\)"),
         (one(negative_caption=" "), None, r"1 examples have an empty caption \(0\)"),
         (one(), no_picture, r"1 pictures are missing \(.*0.png\)"),
         (one(), broken_picture, r"1 undecodable"),

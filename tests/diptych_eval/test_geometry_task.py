@@ -66,7 +66,7 @@ def outcome(matches: Matches | None) -> Any:
 def matches_of(images: Tensor, texts: Tensor, words: list[str], right: list[tuple[int, ...]], labels: Any) -> Matches:
     rows = tuple(Item(row, f"p{row}", {}, labels[row], {}) for row in range(len(images)))
     where = ShardPictures.__new__(ShardPictures)  # nobody looks at the pictures
-    found = EmbeddedSet(images, rows, FaultLog(), where)
+    found = EmbeddedSet(rows, FaultLog(), where, images)
     return Matches(found, tuple(words), texts, tuple(right), torch.ones(len(images), dtype=torch.long))
 
 

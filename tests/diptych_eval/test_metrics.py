@@ -38,6 +38,25 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics.ranks(a, b, right).equal(whole)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ranks_of_half_features_are_those_of_the_same_halves(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """In float64: products of two halves are exact in float32, and scores of so few are further apart than sums err."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(300, 8, generator=generator)).to(dtype) for _ in range(2))
+    b[7] = b[3]  # a tie
+    right = [[row] for row in range(300)]
+    monkeypatch.setattr(metrics, "_ROWS", 64)
+    monkeypatch.setattr(metrics, "_COLUMNS", 90)
+    of_images, of_texts = metrics.ranks_both_ways(a, b, right)
+    scores = (a.double() @ b.double().T).numpy()
+    assert of_images.tolist() == brute_force(scores, right)
+    assert of_texts.tolist() == brute_force(scores.T, right)
+    cut = (a @ b.T).double().numpy()
+    assert brute_force(cut, right) != of_images.tolist()  # what sums in half precision would give
+
+
 @given(st.integers(2, 12), st.integers(1, 9), st.data())
 @settings(max_examples=60, deadline=None)
 def test_both_ways_are_each_way(images: int, texts: int, data: st.DataObject) -> None:
@@ -112,6 +131,19 @@ def test_intervals_hold_the_mean_and_shrink_with_more_items() -> None:
     assert metrics.bootstrap_interval(small) == (low, high)
     low, high = metrics.bootstrap_interval(torch.tensor([0.0, 0.25, 0.5, 1.0] * 10))
     assert low < 0.4375 < high
+
+
+def test_rows_of_a_cluster_are_drawn_together() -> None:
+    values = torch.tensor([0.0, 1.0] * 100)
+    alone = metrics.bootstrap_interval(values.repeat_interleave(5))
+    low, high = metrics.bootstrap_interval(values.repeat_interleave(5), torch.arange(200).repeat_interleave(5))
+    # the same 200 answers five times over say no more than once: 1.96 * sqrt(0.25 / 200), its quantiles drawn
+    assert (high - low) / 2 == pytest.approx(0.069, abs=0.007)
+    assert alone[1] - alone[0] < 0.6 * (high - low)
+    assert metrics.cluster_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1, 0, 1])).tolist() == [[2.0], [5.0]]
+    # clusters of other sizes: the mean is over rows, so whatever is drawn it lies between the clusters' own
+    low, high = metrics.bootstrap_interval(torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 0, 1]))
+    assert (low, high) == (0.0, 1.0)
 
 
 def test_a_model_that_broke_down_is_not_perfect() -> None:

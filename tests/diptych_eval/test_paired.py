@@ -83,6 +83,27 @@ def test_the_interval_is_that_of_items_drawn_one_by_one() -> None:
     assert paired.interval(continuous) == metrics.bootstrap_interval(continuous)
 
 
+def test_clusters_change_signs_together() -> None:
+    differences = torch.tensor([1.0, 1.0, 1.0, -1.0, 0.0, 1.0])
+    clusters = torch.tensor([0, 0, 1, 1, 2, 2])
+    # sums 2, 0 and 1: of the eight ways, |sum| is at least 3 where the first and the last agree
+    assert paired.p_value(differences, clusters) == 4 / 8
+    assert paired.p_value(differences, torch.arange(6)) == paired.p_value(differences)
+    assert paired.interval(torch.zeros(6), clusters) == (0.0, 0.0)
+
+
+def test_models_that_do_not_differ_are_seldom_called_different_by_clusters() -> None:
+    """Five captions of a picture go right or wrong together: taken for independent they raise false alarms."""
+    rng = np.random.default_rng(0)
+    clusters = torch.arange(30).repeat_interleave(5)
+    alarms = np.zeros(2)
+    for _ in range(300):
+        drawn = torch.from_numpy(rng.integers(-1, 2, 30).astype(float)).repeat_interleave(5)
+        alarms += [paired.p_value(drawn, some) < 0.05 for some in (clusters, None)]
+    assert alarms[0] / 300 < 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5  # the level, and three standard errors
+    assert alarms[1] / 300 > 0.2
+
+
 def test_holm_by_hand() -> None:
     assert paired.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert paired.holm([0.5, 0.6]) == [1.0, 1.0]

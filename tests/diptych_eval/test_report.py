@@ -50,6 +50,7 @@ def every_task(right: list[float]) -> list[Made]:
         Made("zeroshot", "many", {"mean_average_precision": share}),
         Made("retrieval", "coco", {"image_to_text/median_rank": 7}, {"image_to_text/recall@1": right}),
         Made("composition", "foils", {"accuracy/swap": share, "accuracy/mean_of_groups": share}, {"accuracy": right}),
+        Made("captioning", "coco", {"bleu_4": share}, {"cider": [1.25 * one for one in right]}),
         Made("linear_probe", "birds", columns={"top1": right}),
         Made("few_shot", "birds", columns=shots),
         Made("robustness", "birds", columns=kinds, protocol=degrees),
@@ -128,7 +129,17 @@ def test_every_task_is_shown_and_the_better_is_marked(tmp_path: Path) -> None:
     assert [cell for cell in cells if "0.75" in cell] == ["0.75", "0.75"]  # geometry: nobody can say which is better
     assert any(cell.startswith("≠ 0.8") for cell in cells)
     assert cells.count("1,234") == 2
-    for heading in ("Composition", "Probes", "Few shots", "Robustness", "Geometry", "Other tasks", "counting: sheep"):
+    assert "best ▲ 1 [0.85, 1.125]" in cells  # CIDEr is no share
+    for heading in (
+        "Composition",
+        "Captioning",
+        "Probes",
+        "Few shots",
+        "Robustness",
+        "Geometry",
+        "Other tasks",
+        "counting: sheep",
+    ):
         assert heading in text
     worse = write_report(folders[::-1], tmp_path / "turned.html").read_text()
     assert "▼ 10.0% [2.0, 20.0]" in Page(worse).cells

@@ -112,7 +112,11 @@ def coco() -> dict[str, Any]:
     return {"images": [{"id": 7, "file_name": "1.png"}, {"id": 8, "file_name": "2.png"}], "annotations": captions}
 
 
-@pytest.mark.parametrize("tree", [karpathy(), coco()])
+def blip() -> list[dict[str, Any]]:
+    return [{"image": "val2014/1.png", "caption": ["a fox", "one fox"]}]
+
+
+@pytest.mark.parametrize("tree", [karpathy(), coco(), blip()])
 @pytest.mark.parametrize("folder", [".", "val2014"])
 def test_cocos_annotations(tmp_path: Path, tree: Any, folder: str) -> None:
     picture(tmp_path / folder / "1.png")
@@ -137,7 +141,8 @@ def test_xm3600(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (json.dumps(karpathy())[:-40], "not an annotation file that can be read"),
-        ("[]", "not an annotation file that can be read"),
+        ("[]", "no captions of split 'test'"),
+        ('[{"image": "1.png"}]', "not an annotation file that can be read"),
         ('{"images": [{"filename": "1.png"}]}', "not an annotation file that can be read"),
         (json.dumps(karpathy()).replace("a fox", " "), r"1 pictures have an empty caption \(val2014/1.png\)"),
         (json.dumps(karpathy()).replace("1.png", "3.png"), r"1 pictures are missing \(.*3.png\)"),

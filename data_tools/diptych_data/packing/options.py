@@ -21,7 +21,7 @@ class PackOptions(Config):
     image: str = "image"
     """Table: column of picture paths, relative to the table; in parquet also of their bytes."""
     captions: tuple[str, ...] = ("caption",)
-    """Table: columns of captions; the first gives the .txt member."""
+    """Table: columns of captions; the first gives the .txt member, in the benchmark layout all of them do."""
     separator: str | None = None
     """Table: what divides several captions in one cell; none: a cell is one caption."""
     label: str | None = None
@@ -42,7 +42,8 @@ class PackOptions(Config):
     quality: int = 90
     """Quality of shrunk pictures, 1 to 100."""
     layout: Literal["train", "benchmark"] = "train"
-    """`benchmark` writes a test set that zero-shot classification and clip-benchmark read."""
+    """`benchmark` writes a test set that zero-shot classification, retrieval and clip-benchmark read; its .txt members
+    have all captions of a picture, a line each."""
     classes: Path | None = None
     """Benchmark: file with one class name per line; line number = label."""
     templates: Path | None = None

@@ -33,6 +33,8 @@ class Task:
     part: Part
     on_bad: Literal["stop", "skip"]
     shrink: Shrink | None
+    txt: Literal["first", "all"]
+    """Captions in the .txt member: the first, or all that differ, a line each."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def write(task: Task) -> Outcome:
                         raise DataError(str(fault)) from fault
                     skipped.append(Skipped(number, fault.name, fault.where, fault.reason))
                     continue
-                _add_sample(tar, usable.key or f"{number:08d}", usable, picture)
+                text = _text(usable, task.txt)
+                _add_sample(tar, usable.key or f"{number:08d}", usable, picture=picture, text=text)
                 samples += 1
         file.flush()
         os.fsync(file.fileno())
@@ -123,15 +126,19 @@ def _usable(row: Row | RowFault, shrink: Shrink | None) -> tuple[Row, Encoded]:
         raise RowFault(fault.reason, f"unreadable picture ({reason})", where, advice, name=row.name) from fault
 
 
-def _add_sample(tar: tarfile.TarFile, key: str, row: Row, picture: Encoded) -> None:
-    first = next(text for texts in row.captions.values() for text in texts)
+def _text(row: Row, which: Literal["first", "all"]) -> str:
+    texts = [text for texts in row.captions.values() for text in texts]
+    return texts[0] if which == "first" else "\n".join(dict.fromkeys(" ".join(text.splitlines()) for text in texts))
+
+
+def _add_sample(tar: tarfile.TarFile, key: str, row: Row, *, picture: Encoded, text: str) -> None:
     meta = row.meta | ({"file": row.name} if row.name else {})
     _add(tar, f"{key}.{picture.extension}", picture.data)
     if row.label is not None:
         _add(tar, f"{key}.cls", str(row.label).encode())
     document = {"captions": row.captions, "meta": meta}
     _add(tar, f"{key}.json", json.dumps(document, ensure_ascii=False).encode())
-    _add(tar, f"{key}.txt", first.encode())
+    _add(tar, f"{key}.txt", text.encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

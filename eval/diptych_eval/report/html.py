@@ -99,6 +99,7 @@ def _context(models: tuple[Evaluated, ...]) -> dict[str, Any]:
         "sections": sections(figures),
         "galleries": showcase.galleries(shown, "image_queries"),
         "text_galleries": showcase.galleries(shown, "text_queries"),
+        "caption_galleries": showcase.caption_galleries(shown),
         "failures": showcase.failures(shown),
         "maps": showcase.maps(models, shown),
     }

@@ -30,6 +30,11 @@ _RETRIEVAL = tuple(
         ("median rank", "median_rank"),
     )
 )
+_CAPTIONING = (
+    Column("CIDEr", "cider"),
+    *(Column(f"BLEU-{order}", f"bleu_{order}") for order in (1, 2, 3, 4)),
+    Column("ROUGE-L", "rouge_l"),
+)
 _PROBES = _ZEROSHOT[:3]
 _PAIRS = (
     Column("AUC", "auc"),
@@ -42,6 +47,7 @@ _OWN = (
     "retrieval",
     "composition",
     "unseen_pairs",
+    "captioning",
     "linear_probe",
     "knn",
     "few_shot",
@@ -90,6 +96,7 @@ def sections(figures: Figures) -> list[Section]:
         _retrieval(figures),
         _composition(figures),
         _unseen_pairs(figures),
+        _captioning(figures),
         _probes(figures),
         _few_shot(figures),
         _robustness(figures),
@@ -194,6 +201,17 @@ def _unseen_pairs(figures: Figures) -> Section:
         "trained ones, while the bias for untrained candidates goes from none to all; with it the best harmonic mean "
         "of the two, and each at its best.",
         tuple(_by_model(figures, pair, _PAIRS) for pair in pairs),
+        is_joined=True,
+    )
+
+
+def _captioning(figures: Figures) -> Section:
+    pairs = figures.pairs(lambda task: task == "captioning")
+    return Section(
+        "Captioning",
+        "What a model writes against all that people wrote about the same picture. CIDEr (CIDEr-D) lies between 0 and "
+        "10; papers often give 100 times as much.",
+        tuple(_by_model(figures, pair, _CAPTIONING) for pair in pairs),
         is_joined=True,
     )
 

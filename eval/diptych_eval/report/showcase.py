@@ -48,6 +48,32 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What one model wrote."""
+
+    model: int
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class CaptionCard:
+    """One picture, what people wrote about it and what models did."""
+
+    picture: str
+    references: tuple[str, ...]
+    answers: tuple[Told, ...]
+
+
+@dataclass(frozen=True)
+class CaptionGallery:
+    """The cards of one set."""
+
+    dataset: str
+    cards: tuple[CaptionCard, ...]
+
+
+@dataclass(frozen=True)
 class Failures:
     """What one model confuses most."""
 
@@ -91,6 +117,30 @@ def _card(asked: Sequence[Sequence[Query]], query: Query) -> Card:
         if one.text == query.text
     )
     return Card(query.text, query.picture, answers)
+
+
+def caption_galleries(shown: Sequence[Shown]) -> list[CaptionGallery]:
+    """Of every set; a model answers a card where it described the same picture there."""
+    found = []
+    for task, dataset in dict.fromkeys(pair for some in shown for pair in some):
+        told = [some[task, dataset].descriptions if (task, dataset) in some else () for some in shown]
+        longest = max(told, key=len)
+        cards = tuple(
+            CaptionCard(
+                picture.picture,
+                picture.references,
+                tuple(
+                    Told(number, one.written, one.score)
+                    for number, some in enumerate(told)
+                    for one in some
+                    if (one.key, one.references) == (picture.key, picture.references)
+                ),
+            )
+            for picture in longest
+        )
+        if cards:
+            found.append(CaptionGallery(dataset, cards))
+    return found
 
 
 def failures(shown: Sequence[Shown]) -> list[Failures]:

@@ -30,8 +30,8 @@ class Composition(Task, name="composition"):
     path: str
     """Folder of the pictures that `annotations` names; without it, shards whose samples have both columns."""
     annotations: Path | None = None
-    """A file of SugarCrepe, ARO (relation, attribution), VALSE, Winoground (examples.jsonl) or MMVP-VLM
-    (Questions.csv)."""
+    """A file of SugarCrepe, ARO (relation, attribution, and the order sets as its code makes them), VALSE, What'sUp,
+    Winoground (examples.jsonl) or MMVP-VLM (Questions.csv)."""
     true_column: str = "txt"
     """In shards: the column of the caption."""
     foil_column: str = "hard"
@@ -71,7 +71,8 @@ class Composition(Task, name="composition"):
             columns = {name: right[:, place] for place, name in enumerate(("text", "image", "group"))}
         else:
             columns = {"accuracy": torch.tensor([_is_first(images[0] @ some.T) for images, some in pairs]).double()}
-        return _outcome(keys, groups, columns)
+        # Examples of one picture are not independent; of two, the first stands for both.
+        return _outcome(keys, groups, columns, tuple(one.pictures[0].key for one in self._examples))
 
     def _run_on_shards(self, embedder: Embedder) -> Outcome:
         found = embedder.pictures(ShardPictures(self.path))
@@ -105,7 +106,7 @@ def _prefers(scores: Float[Tensor, "2 2"]) -> tuple[bool, bool, bool]:
     return text, image, text and image
 
 
-def _outcome(keys: list[str], groups: list[str], columns: dict[str, Tensor]) -> Outcome:
+def _outcome(keys: list[str], groups: list[str], columns: dict[str, Tensor], clusters: tuple[str, ...] = ()) -> Outcome:
     figures = {name: float(values.mean()) for name, values in columns.items()}
     names = sorted(set(groups) - {""})
     for name, values in columns.items():
@@ -113,4 +114,4 @@ def _outcome(keys: list[str], groups: list[str], columns: dict[str, Tensor]) -> 
         if len(names) > 1:
             figures |= {f"{name}/{group}": value for group, value in of_groups.items()}
             figures[f"{name}/mean_of_groups"] = sum(of_groups.values()) / len(of_groups)
-    return Outcome(figures, len(keys), (Items("examples", tuple(keys), columns),))
+    return Outcome(figures, len(keys), (Items("examples", tuple(keys), columns, clusters),))

@@ -13,11 +13,12 @@ Tasks of other packages: an entry point in the group `diptych.tasks` that names 
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.config import Choice
-from diptych_eval.embedder import EmbeddedSet, Embedder
+from diptych_eval.embedder import CaptionedSet, EmbeddedSet, Embedder
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,19 @@ class Items:
     columns: dict[str, Float[Tensor, " N"]]
     """Values of each row. Where a metric has the same name it is their mean: it gets an interval, and models can be
     compared row by row."""
+    clusters: tuple[str, ...] = ()
+    """Of each row the name of what it shares with others, such as their picture: rows of a cluster are no independent
+    evidence, and are drawn together. None: every row is independent."""
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Texts of each row, such as what a model wrote."""
+
+    @property
+    def cluster_numbers(self) -> Int[Tensor, " N"] | None:
+        """The clusters counted from 0; none where every row is independent."""
+        if len(set(self.clusters)) == len(self.clusters):
+            return None
+        place: dict[str, int] = {}
+        return torch.tensor([place.setdefault(name, len(place)) for name in self.clusters])
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,17 @@ class Matches:
 
 
 @dataclass(frozen=True)
+class Descriptions:
+    """What a model wrote about pictures, for the report."""
+
+    pictures: CaptionedSet
+    references: tuple[tuple[str, ...], ...]
+    """What people wrote about each."""
+    scores: Float[Tensor, " N"]
+    """CIDEr-D of each."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a task found."""
 
@@ -59,6 +84,9 @@ class Outcome:
     matches: Matches | None = None
     notes: dict[str, object] = field(default_factory=dict)
     """What belongs to the protocol and is known only now, such as the number of candidates or a chosen setting."""
+    descriptions: Descriptions | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """95% bootstrap intervals of metrics that are no mean of a column."""
 
 
 @dataclass(frozen=True)

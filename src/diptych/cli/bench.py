@@ -202,6 +202,8 @@ def _add_ranks(tools: Any) -> None:
     )
     ranks.add_argument("--rows", default="20000", metavar="N[,N…]", help="of each side (default: 20000)")
     ranks.add_argument("--widths", default="512", metavar="D[,D…]", help="of the features (default: 512)")
+    dtypes = ["float32", "float16", "bfloat16"]
+    ranks.add_argument("--dtype", choices=dtypes, default="float32", help="as which features are stored (float32)")
     ranks.add_argument(
         "--limit", type=float, default=600.0, metavar="SECONDS", help="of each; memory is known all the same (600)"
     )
@@ -211,7 +213,11 @@ def _bench_ranks(options: argparse.Namespace) -> Outcome:
     from diptych_eval.bench import Setting, as_json, measure_all, table
 
     sizes = _numbers(options.rows, "--rows")
-    settings = [Setting(rows, width, options.limit) for width in _numbers(options.widths, "--widths") for rows in sizes]
+    settings = [
+        Setting(rows, width, options.dtype, options.limit)
+        for width in _numbers(options.widths, "--widths")
+        for rows in sizes
+    ]
     rows = measure_all(settings, progress=lambda text: log.info("%s", text))
     return Outcome({"rows": as_json(rows)}, table(rows))
 

@@ -17,7 +17,7 @@ def _add_eval(verbs: Any) -> None:
         verbs,
         "eval",
         _eval,
-        "measure a model: zero-shot classification, retrieval; writes results.json, for a run also report.html",
+        "measure a model: classification, retrieval, captions, …; writes results.json, for a run also report.html",
         example="diptych eval runs/first --config configs/eval/emoji.yaml",
         keys="diptych_eval.suite:EvalConfig",
     )
