@@ -1,5 +1,8 @@
 """What tuning must beat: methods that train no model."""
 
+from dataclasses import dataclass
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,6 +12,7 @@ from diptych_eval import metrics
 from diptych_eval.labelled import Labelled
 from diptych_eval.probe import Problem
 
+_RESIDUALS, _SHARPNESSES = (1.0, 3.0, 10.0, 30.0, 100.0), (5.5, 1.0, 3.0, 10.0, 30.0)
 _PROBE_STRENGTH = 0.03
 """As in the task `few_shot`."""
 
@@ -18,29 +22,54 @@ def linear_probe(drawn: Labelled, test: Labelled) -> Float[Tensor, "N C"]:
     return Problem(drawn).solve(_PROBE_STRENGTH).scores(test.features)
 
 
-def tip_adapter(
-    drawn: Labelled,
-    test: Labelled,
-    classes: Float[Tensor, "C D"],
-    logit_scale: float,
-    *,
-    residual: float = 1.0,
-    sharpness: float = 5.5,
-) -> Float[Tensor, "N C"]:
-    """Zero-shot logits and votes of the drawn pictures, each as near as it is.
+@dataclass(frozen=True)
+class Cache:
+    """Tip-Adapter: zero-shot logits and votes of the drawn pictures, each as near as it is.
 
         s·f·Wᵀ + α·exp(−β·(1 − f·Fᵀ))·L          F: the drawn pictures' features, L: their classes, one-hot
 
-    Source: arXiv:2111.03930, eq. 3-6, without training; α = 1 and β = 5.5 are its defaults.
-
-    Args:
-        residual: α.
-        sharpness: β.
+    Source: arXiv:2111.03930, eq. 3-6, without training.
     """
-    votes = (-sharpness * (1 - test.features @ drawn.features.T)).exp() @ F.one_hot(
-        drawn.labels, len(drawn.classes)
-    ).to(test.features.dtype)
-    return logit_scale * test.features @ classes.T + residual * votes
+
+    drawn: Labelled
+    classes: Float[Tensor, "C D"]
+    """W: the classes' text features."""
+    logit_scale: float
+    """s."""
+
+    def scores(
+        self, features: Float[Tensor, "N D"], residual: float, sharpness: float, *, left_out: bool = False
+    ) -> Float[Tensor, "N C"]:
+        """Of pictures, by α and β.
+
+        Args:
+            left_out: the features are those of the drawn pictures, and none votes for itself.
+        """
+        votes = (-sharpness * (1 - features @ self.drawn.features.T)).exp()
+        if left_out:
+            votes.fill_diagonal_(0)
+        labels = F.one_hot(self.drawn.labels, len(self.drawn.classes)).to(features.dtype)
+        return self.logit_scale * features @ self.classes.T + residual * votes @ labels
+
+    def chosen(self) -> tuple[float, float]:
+        """The α and β, of a grid, that do best on the drawn pictures, each left out in turn (the authors take pictures
+        that are held out, which few shots do not have). With one picture of a class there is nothing to see: 1 and
+        5.5, the paper's."""
+        if len(self.drawn) <= len(self.drawn.classes):
+            return _RESIDUALS[0], _SHARPNESSES[0]
+
+        def merit(pair: tuple[float, float]) -> float:
+            return top1(self.scores(self.drawn.features, *pair, left_out=True), self.drawn.labels)
+
+        return max(product(_RESIDUALS, _SHARPNESSES), key=merit)
+
+
+def tip_adapter(
+    drawn: Labelled, test: Labelled, classes: Float[Tensor, "C D"], logit_scale: float
+) -> Float[Tensor, "N C"]:
+    """Scores of Tip-Adapter, its two numbers chosen on the drawn pictures."""
+    cache = Cache(drawn, classes, logit_scale)
+    return cache.scores(test.features, *cache.chosen())
 
 
 def top1(scores: Float[Tensor, "N C"], labels: Tensor) -> float:

@@ -19,7 +19,7 @@ from diptych.models.dual_encoder import ModelConfig
 from diptych.testing import TINY_MODEL, tiny_sample
 from diptych_eval.labelled import Labelled
 from diptych_eval.protocols import fewshot
-from diptych_eval.protocols.baselines import harmonic_mean, mean_and_interval, tip_adapter, top1
+from diptych_eval.protocols.baselines import Cache, harmonic_mean, mean_and_interval, top1
 from diptych_eval.protocols.page import tables
 from diptych_eval.protocols.plan import Cell, FewShotPlan
 
@@ -107,18 +107,23 @@ def test_tip_adapter_is_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn, test, classes = (F.normalize(torch.randn(n, 8, generator=generator).double(), dim=1) for n in (6, 5, 3))
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    found = tip_adapter(
-        Labelled(drawn, labels, ("",) * 6, ("a", "b", "c"), ""),
-        Labelled(test, torch.zeros(5, dtype=torch.long), ("",) * 5, ("a", "b", "c"), ""),
-        classes,
-        20.0,
-        residual=2.0,
-        sharpness=3.0,
-    )
+    few = Labelled(drawn, labels, ("",) * 6, ("a", "b", "c"), "")
+    cache = Cache(few, classes, 20.0)
+    found = cache.scores(test, 2.0, 3.0)
     for row in range(5):
         for column in range(3):
             votes = sum(torch.exp(-3 * (1 - test[row] @ drawn[k])) for k in range(6) if labels[k] == column)
             assert found[row, column] == pytest.approx(20 * float(test[row] @ classes[column]) + 2 * float(votes))
+    alone = Cache(few.rows(torch.tensor([0, 1, 2])), classes, 20.0)
+    assert alone.chosen() == (1.0, 5.5)
+    own = cache.scores(drawn, 2.0, 3.0, left_out=True)
+    expected = 20 * drawn[0] @ classes[0] + 2 * torch.exp(-3 * (1 - drawn[0] @ drawn[3]))
+    assert own[0, 0] == pytest.approx(float(expected))
+    perfect = Labelled(
+        torch.eye(3)[[0, 0, 1, 1, 2, 2]], labels[[0, 0, 1, 1, 2, 2]].sort().values, ("",) * 6, ("a",) * 3, ""
+    )
+    best = Cache(perfect, -torch.eye(3), 5.0)  # texts that are wrong: votes must outweigh them
+    assert top1(best.scores(perfect.features, *best.chosen()), perfect.labels) == 1.0
 
 
 def test_figures_by_hand() -> None:
