@@ -75,7 +75,7 @@ def _table(name: str, methods: list[str], shots: tuple[int, ...], measured: Sequ
     rows = [[figure(method, count) for count in shots] for method in methods]
     best = [max((one.mean for one in column if one is not None), default=0.0) for column in zip(*rows, strict=True)]
     return Table(
-        name,
+        {"top1": "top-1"}.get(name, name.replace("_", " ")),
         shots,
         tuple(
             Row(

@@ -150,7 +150,7 @@ def test_the_page_and_its_tables(root: Path, capsys: pytest.CaptureFixture[str])
     ]
     (table,) = tables([*measured, fewshot.Measured(Cell("zero-shot", 0, 0), {"top1": 0.1})])
     assert table.markdown().splitlines() == [
-        "| top1 | 1 shot | 2 shots |",
+        "| top-1 | 1 shot | 2 shots |",
         "| --- | --: | --: |",
         "| a<b> | 25.0 ± 62.1 | 25.0 ± 62.1 |",
         "| zero-shot | 10.0 | 10.0 |",
