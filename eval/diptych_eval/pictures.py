@@ -7,12 +7,11 @@ these members.
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +24,17 @@ from diptych.errors import DataError
 
 Box = tuple[int, int, int, int]
 """Left, upper, right, lower; pixels."""
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A caption that is not true of its picture, as `diptych data negatives` writes it."""
+
+    text: str
+    of: str
+    """The true caption that it was made from."""
+    kind: str
+    """How it was made and what was changed: `replace colour`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Entry:
     """The other columns."""
     box: Box | None = None
     """The part of the picture that is meant; none: all of it."""
+    negatives: tuple[Negative, ...] = ()
 
 
 class Pictures(Protocol):
@@ -91,13 +102,20 @@ class ShardPictures:
         """See Pictures."""
         shard, place = self._places[number]
         raw = shard.read(place)
-        return Entry(raw.key, picture_bytes(raw.members), _captions(raw), _labels(raw), _meta(raw))
+        said = captions.parse(raw.members)
+        return Entry(
+            raw.key,
+            picture_bytes(raw.members),
+            _captions(said.columns),
+            _labels(raw),
+            _meta(said.document),
+            negatives=_negatives(said.document),
+        )
 
 
-def _captions(raw: RawSample) -> dict[str, tuple[str, ...]]:
+def _captions(columns: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """By column; a `.txt` member has a caption per line, as clip-benchmark writes several."""
-    columns = captions.read(raw.members)
-    return columns | {"txt": tuple(line for text in columns.get("txt", ()) for line in text.splitlines() if line)}
+    return {**columns, "txt": tuple(line for text in columns.get("txt", ()) for line in text.splitlines() if line)}
 
 
 def _labels(raw: RawSample) -> tuple[int, ...]:
@@ -113,9 +131,21 @@ def _labels(raw: RawSample) -> tuple[int, ...]:
     return ()
 
 
-def _meta(raw: RawSample) -> dict[str, str]:
-    meta = json.loads(raw.members["json"]).get("meta") if "json" in raw.members else None
+def _meta(document: Mapping[str, Any]) -> dict[str, str]:
+    meta = document.get("meta")
     return {str(key): str(value) for key, value in meta.items()} if isinstance(meta, dict) else {}
+
+
+def _negatives(document: Mapping[str, Any]) -> tuple[Negative, ...]:
+    records = document.get("negatives")
+    found = []
+    for record in records if isinstance(records, list) else ():
+        text, of, how, kind = (
+            record.get(key) if isinstance(record, dict) else None for key in ("text", "of", "how", "type")
+        )
+        if all(isinstance(value, str) and value for value in (text, of, how, kind)):
+            found.append(Negative(str(text), str(of), f"{how} {kind}"))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

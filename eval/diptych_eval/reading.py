@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diptych.data.faults import Fault, FaultLog, UnusableSample
 from diptych.data.images import decode
-from diptych_eval.pictures import Entry, Pictures
+from diptych_eval.pictures import Entry, Negative, Pictures
 
 View = Callable[[Image, str], Tensor]
 """From a picture and its key to what the model sees."""
@@ -29,12 +29,14 @@ class Item:
     """Column → texts."""
     labels: tuple[int, ...]
     meta: dict[str, str]
+    negatives: tuple[Negative, ...] = ()
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
         """The reverse of `asdict`."""
         captions = {column: tuple(texts) for column, texts in row["captions"].items()}
-        return cls(row["number"], row["key"], captions, tuple(row["labels"]), row["meta"])
+        negatives = tuple(Negative(**one) for one in row.get("negatives", ()))
+        return cls(row["number"], row["key"], captions, tuple(row["labels"]), row["meta"], negatives)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def _begin(pictures: Pictures, view: View, entries: range, pool: ThreadPoolExecu
         except UnusableSample as fault:
             faults.add(0, [Fault(fault.reason, pictures.where, str(number))])
             continue
-        item = Item(number, entry.key, entry.captions, entry.labels, entry.meta)
+        item = Item(number, entry.key, entry.captions, entry.labels, entry.meta, entry.negatives)
         begun.append((item, pool.submit(_seen, entry, view)))
 
     def finish() -> Batch:

@@ -7,16 +7,18 @@ each caption prefers its own picture (MMVP-VLM's figure, arXiv:2401.06209); `gro
 Accuracy is given over all examples, for each group, and as the mean over groups (ARO's figure).
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diptych.data.shards import list_shards
-from diptych.errors import DataError
+from diptych.errors import DataError, one_line
 from diptych_eval.embedder import EmbeddedSet, Embedder
 from diptych_eval.foils import Example, pictures_of, read_examples
 from diptych_eval.pictures import FilePictures, ShardPictures
@@ -38,6 +40,12 @@ class Composition(Task, name="composition"):
     """In shards: the column of its foils; samples without any are passed over."""
     group_column: str = "group"
     """In shards: the column of `meta` that says which kind of foils they are."""
+    each: Literal["picture", "negative"] = "picture"
+    """In shards: `negative`, each text that `diptych data negatives` wrote is an example of its own, beside the caption
+    that it was made from, and its kind is the group; the columns are not looked at."""
+    blind: Path | None = None
+    """What `diptych data blind --json` printed of the same shards: how often texts alone give the foils of a kind away
+    stands beside as `blind/KIND`."""
 
     @cached_property
     def _examples(self) -> list[Example]:
@@ -50,7 +58,7 @@ class Composition(Task, name="composition"):
     def files(self) -> tuple[str, ...]:
         """See Task."""
         if self.annotations is None:
-            return list_shards(self.path)
+            return (*list_shards(self.path), *((str(self.blind),) if self.blind is not None else ()))
         return (str(self.annotations), *self._annotated[0].files)
 
     def run(self, embedder: Embedder) -> Outcome:
@@ -74,7 +82,33 @@ class Composition(Task, name="composition"):
         # Examples of one picture are not independent; of two, the first stands for both.
         return _outcome(keys, groups, columns, tuple(one.pictures[0].key for one in self._examples))
 
+    def _run_on_negatives(self, embedder: Embedder) -> Outcome:
+        found = embedder.pictures(ShardPictures(self.path))
+        wrong = [(row, one) for row, item in enumerate(found.items) for one in item.negatives]
+        if not wrong:
+            raise DataError(f"no sample has negatives · {self.path} · diptych data negatives writes them")
+        texts = embedder.texts([text for _, one in wrong for text in (one.of, one.text)]).unflatten(0, (-1, 2))
+        rows = [row for row, _ in wrong]
+        right = torch.tensor([_is_first(found.features[row] @ pair.T) for row, pair in zip(rows, texts, strict=True)])
+        keys = [f"{found.items[row].key}: {one.text}" for row, one in wrong]
+        clusters = tuple(found.items[row].key for row in rows)
+        outcome = _outcome(keys, [one.kind for _, one in wrong], {"accuracy": right.double()}, clusters)
+        return replace(outcome, metrics=outcome.metrics | self._blind())
+
+    def _blind(self) -> dict[str, float]:
+        if self.blind is None:
+            return {}
+        try:
+            kinds = json.loads(self.blind.read_text(encoding="utf-8"))["kinds"]
+            return {f"blind/{kind}": float(one["value"]) for kind, one in kinds.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"not what `diptych data blind --json` prints ({one_line(error)}) · {self.blind} · make it again"
+            ) from error
+
     def _run_on_shards(self, embedder: Embedder) -> Outcome:
+        if self.each == "negative":
+            return self._run_on_negatives(embedder)
         found = embedder.pictures(ShardPictures(self.path))
         rows = [row for row in range(len(found)) if found.items[row].captions.get(self.foil_column)]
         if not rows:
