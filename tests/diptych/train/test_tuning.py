@@ -1,5 +1,6 @@
 """Tuning is training: exact when resumed, in micro-batches, on several ranks, whatever learns."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,9 @@ from diptych.testing import TINY_MODEL, tiny_sample
 from diptych.train import loop
 from diptych.train.recipe import Recipe
 
-NAMES = ["red fox", "wild cat", "guinea pig"]
+NAMES = ["red fox", "cat", "guinea pig"]
 LORA = {"type": "lora", "rank": 2}
 OVER_CLASSES = {"contrastive": {"weight": 0.0}, "regularisers": [{"type": "classification"}]}
-
-
-TWO_LAYERS = {
-    "towers": TINY_MODEL["towers"] | {part: TINY_MODEL["towers"][part] | {"layers": 2} for part in ("vision", "text")}
-}
 
 
 def prompts(**keys: Any) -> dict[str, Any]:
@@ -36,25 +32,6 @@ KINDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "lora": ([LORA], {}),
     "context": ([prompts()], OVER_CLASSES),
     "lora over classes": ([LORA, {"type": "class_names", "classes": NAMES}], OVER_CLASSES),
-    "conditional_context": ([prompts(type="conditional_context")], OVER_CLASSES),
-    "class_aware": ([prompts(type="class_aware")], OVER_CLASSES),
-    "mixture": ([{"type": "mixture", "classes": NAMES}], OVER_CLASSES),
-    "compositional": (
-        [
-            {
-                "type": "compositional",
-                "classes": NAMES,
-                "attributes": ["red", "guinea", "wild"],
-                "objects": ["fox", "pig", "cat"],
-                "dropout": 0.0,
-            }
-        ],
-        OVER_CLASSES,
-    ),
-    "layer_tokens": (
-        [{"type": "layer_tokens", "length": 2}, {"type": "layer_tokens", "tower": "image", "length": 2}],
-        {},
-    ),
 }
 
 
@@ -69,7 +46,7 @@ def labelled(tmp_path: Path) -> Path:
 def recipe(shards: Path, run: Path, kind: str, **changes: Any) -> Recipe:
     adapters, objective = KINDS[kind]
     data = {"shards": str(shards), "lanes": 4, "workers": 0, "labels": True}
-    model = (TWO_LAYERS if kind == "layer_tokens" else TINY_MODEL) | {"adapters": adapters}
+    model = TINY_MODEL | {"adapters": adapters}
     keys = {"total_samples": 64, "model": model, "objective": objective, "data": data}
     return make.tiny_recipe(shards, run, **(keys | {"checkpoint": {"every_samples": 32, "keep_last": 10}} | changes))
 
@@ -89,15 +66,15 @@ def test_resumed_equals_unbroken_and_only_what_is_added_learns(kind: str, labell
     loop.train(recipe(labelled, tmp_path / "whole", kind))
     config = recipe(labelled, tmp_path / "parts", kind)
     loop.train(config)
-    make.forget_after(tmp_path / "parts", 4)
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000008")
     loop.train(config)
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(value.equal(parts[name]) for name, value in whole.items())
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     learned = {name.rpartition("/")[0] for name in weights(tmp_path / "whole", "optimizer")}
-    marks = ("lora_", "class_prompts.", "layer_tokens.")
+    mark = "class_prompts" if kind == "context" else "lora_"
     assert learned
-    assert all(any(mark in name for mark in marks) for name in learned)
+    assert all(mark in name for name in learned)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,11 +93,6 @@ def test_micro_batches_train_the_same(kind: str, labelled: Path, tmp_path: Path)
         pytest.param("lora", "cpu_fsdp2", marks=pytest.mark.slow),
         ("context", "cpu"),
         ("lora over classes", "cpu_fsdp2"),
-        ("layer_tokens", "cpu"),
-        pytest.param("mixture", "cpu", marks=pytest.mark.slow),
-        pytest.param("conditional_context", "cpu_fsdp2", marks=pytest.mark.slow),
-        pytest.param("class_aware", "cpu", marks=pytest.mark.slow),
-        pytest.param("compositional", "cpu", marks=pytest.mark.slow),
         pytest.param("context", "cpu_zero", marks=pytest.mark.slow),
     ],
 )
