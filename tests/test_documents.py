@@ -20,7 +20,7 @@ from diptych.train.recipe import Recipe
 from diptych_eval.suite import EvalConfig
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+RECIPES = sorted(path for folder in ("pretrain", "tune") for path in (ROOT / "configs" / folder).glob("*.yaml"))
 EVALUATIONS = sorted((ROOT / "configs" / "eval").glob("*.yaml"))
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 
@@ -35,7 +35,7 @@ def fenced(page: Path) -> list[str]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_load_to_what_they_did(path: Path, golden: Callable[[str, str], None]) -> None:
     recipe = load(Recipe, path)
-    golden(f"tests/golden/pretrain-{path.stem}.yaml", dump(recipe))
+    golden(f"tests/golden/{path.parent.name}-{path.stem}.yaml", dump(recipe))
     assert from_tree(Recipe, to_tree(recipe)) == recipe
 
 

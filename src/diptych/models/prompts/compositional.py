@@ -27,7 +27,7 @@ class Compositional(ClassAdapter, name="compositional"):
 
         t_(a, o) = "a photo of" [v_a] [v_o] "."       v at the start: the mean of the word's own embeddings
 
-    Vectors learned in some pairs read pairs that were never seen. A class's name is "ATTRIBUTE OBJECT".
+    Vectors learned in some pairs read pairs that were never seen, by their names.
     """
 
     attributes: tuple[str, ...] | Path = ()
@@ -35,26 +35,27 @@ class Compositional(ClassAdapter, name="compositional"):
     objects: tuple[str, ...] | Path = ()
     """All objects, in the same way."""
     template: str = "a photo of {attribute} {object}."
-    """Where the two stand."""
+    """Where the two stand in what the tower reads."""
+    pattern: str = "{attribute} {object}"
+    """How a class's name is made of the two, such as `{object}: {attribute}`."""
     dropout: float = 0.3
     """Share of the vectors' numbers that training leaves out (the paper's attribute dropout), in [0, 1)."""
 
     def __post_init__(self) -> None:
         if not self.attributes or not self.objects:
             raise ValueError("attributes and objects must be named")
-        if any(self.template.count(part) != 1 for part in _PARTS):
-            raise ValueError(f"template must hold {{attribute}} and {{object}} once each, not {self.template!r}")
+        for key, text in (("template", self.template), ("pattern", self.pattern)):
+            if any(text.count(part) != 1 for part in _PARTS):
+                raise ValueError(f"{key} must hold {{attribute}} and {{object}} once each, not {text!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
 
     def build(self, model: "DualEncoder") -> ClassPrompts:
         """See ClassAdapter. Raises ConfigError for a class that is no pair, or a word without tokens."""
-        vocabulary = Pairs(listed(self.attributes, "attributes"), listed(self.objects, "objects"))
-        start = torch.stack([_start(model, word) for word in (*vocabulary.attributes, *vocabulary.objects)])
-        prompts = CompositionalPrompts(self.names, vocabulary, start, self.template)
-        prompts.dropout.p = self.dropout
-        vocabulary.indices(self.names)
-        return prompts
+        pairs = Pairs(listed(self.attributes, "attributes"), listed(self.objects, "objects"), self.pattern)
+        pairs.indices(self.names)
+        start = torch.stack([_start(model, word) for word in (*pairs.attributes, *pairs.objects)])
+        return CompositionalPrompts(self.names, pairs, start, template=self.template, dropout=self.dropout)
 
 
 def _start(model: "DualEncoder", word: str) -> Float[Tensor, " W"]:
@@ -70,6 +71,7 @@ class Pairs:
 
     attributes: tuple[str, ...]
     objects: tuple[str, ...]
+    pattern: str
 
     @cached_property
     def numbers(self) -> dict[str, list[tuple[int, int]]]:
@@ -77,7 +79,8 @@ class Pairs:
         found: dict[str, list[tuple[int, int]]] = {}
         for first, attribute in enumerate(self.attributes):
             for second, thing in enumerate(self.objects):
-                found.setdefault(f"{attribute} {thing}", []).append((first, second))
+                name = self.pattern.replace(_PARTS[0], attribute).replace(_PARTS[1], thing)
+                found.setdefault(name, []).append((first, second))
         return found
 
     def indices(self, names: Sequence[str]) -> list[tuple[int, int]]:
@@ -86,7 +89,7 @@ class Pairs:
             if (count := len(self.numbers.get(name, ()))) != 1:
                 raise ConfigError(
                     f"class {name!r} is {'no pair' if not count else f'{count} pairs'} of an attribute and an object · "
-                    "model.adapters: attributes and objects · name both"
+                    "model.adapters: attributes, objects, pattern · name both parts"
                 )
         return [self.numbers[name][0] for name in names]
 
@@ -94,12 +97,14 @@ class Pairs:
 class CompositionalPrompts(ClassPrompts):
     """A vector for each attribute and each object."""
 
-    def __init__(self, names: Sequence[str], pairs: Pairs, start: Float[Tensor, "N W"], template: str) -> None:
+    def __init__(
+        self, names: Sequence[str], pairs: Pairs, start: Float[Tensor, "N W"], *, template: str, dropout: float
+    ) -> None:
         super().__init__(names)
         self.pairs = pairs
         self.template = template
         self.words = nn.Embedding.from_pretrained(start, freeze=False)
-        self.dropout = nn.Dropout()
+        self.dropout = nn.Dropout(dropout)
         self.swapped = template.index(_PARTS[0]) > template.index(_PARTS[1])
 
     def prompts(self, names: Sequence[str]) -> list[str]:

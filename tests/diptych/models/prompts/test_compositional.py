@@ -70,6 +70,12 @@ def test_a_part_learns_from_each_pair_that_has_it() -> None:
     assert touched.tolist() == [True, False, False, True, False]
 
 
+def test_names_may_be_written_otherwise() -> None:
+    model = build(classes=["fox: red", "guinea pig: blue"], pattern="{object}: {attribute}", dropout=0.0)
+    found = model.read_classes(PICTURES, ["fox: red", "guinea pig: red"]).features
+    torch.testing.assert_close(found, build(dropout=0.0).read_classes(PICTURES, ["red fox", "red guinea pig"]).features)
+
+
 def test_parts_come_from_files(tmp_path: Path) -> None:
     (tmp_path / "objects.txt").write_text("fox\nguinea pig\n")
     model = build(objects=str(tmp_path / "objects.txt"))
@@ -87,6 +93,7 @@ def test_parts_come_from_files(tmp_path: Path) -> None:
         ({"attributes": ["red", "red"]}, "'red' stands there twice · model.adapters: attributes"),
         ({"attributes": []}, "attributes and objects must be named"),
         ({"attributes": ["&nbsp;", "red", "blue", "light green"]}, "no token in"),
+        ({"pattern": "{object}"}, "pattern must hold {attribute} and {object} once each"),
         ({"template": "a {attribute}"}, "template must hold {attribute} and {object} once each"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"objects": "nowhere.txt"}, "not readable .*nowhere.txt.* objects"),
