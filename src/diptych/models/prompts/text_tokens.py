@@ -19,7 +19,7 @@ _START_STD = 0.02
 @dataclass(frozen=True)
 class TextTokens(Adapter, name="text_tokens"):
     """SoftREPA's soft text tokens: each of a text tower's layers has tokens of its own in front of the words, and drops
-    what it makes of them (arXiv:2503.08250, section 3).
+    what it makes of them (arXiv:2503.08250).
 
         [_, x_i] = L_i([p_i, x_(i-1)])      p_i [length, W], from N(0, 0.02^2)
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VisualPrompts(Adapter, name="visual_prompts"):
-    """VPT: learned tokens beside those of a picture's patches, in a ViT of any source (arXiv:2203.12119, eq. 4-7).
+    """VPT: learned tokens beside those of a picture's patches, in a ViT of any source (arXiv:2203.12119, section 3.2).
 
         shallow:  [z_1, x_1] = L_1([p, x_0]),      [z_i, x_i] = L_i([z_(i-1), x_(i-1)])
         deep:     [_, x_i]   = L_i([p_i, x_(i-1)])
 
-    p from U(-u, u), u = sqrt(6 / (3·patch² + W)), as in the paper. The order of tokens means nothing to a layer; they
+    p from U(-u, u), u = sqrt(6 / (3·patch² + W)), as the authors start them. The order of tokens means nothing to a layer; they
     stand in front.
     """
 

@@ -32,7 +32,7 @@ def nearest(model: "DualEncoder", count: int = 5) -> list[Near]:
     """For each vector that a model's prompts of classes put among words, the `count` tokens whose embeddings have the
     largest cosine with it.
 
-    A cosine near 0 says that the vector is no word: neighbours are then a hint at most (arXiv:2109.01134, section 4.3).
+    A cosine near 0 says that the vector is no word: neighbours are then a hint at most (arXiv:2109.01134).
 
     Raises:
         ConfigError: nothing that the model learned stands among words.
