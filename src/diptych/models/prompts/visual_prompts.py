@@ -20,8 +20,8 @@ class VisualPrompts(Adapter, name="visual_prompts"):
         shallow:  [z_1, x_1] = L_1([p, x_0]),      [z_i, x_i] = L_i([z_(i-1), x_(i-1)])
         deep:     [_, x_i]   = L_i([p_i, x_(i-1)])
 
-    p from U(-u, u), u = sqrt(6 / (3·patch² + W)), as the authors start them. The order of tokens means nothing to a layer; they
-    stand in front.
+    p from U(-u, u), u = sqrt(6 / (3·patch² + W)), as the authors start them. To a layer the order of tokens means
+    nothing; they stand in front.
     """
 
     length: int = 10
