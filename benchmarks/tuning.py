@@ -90,7 +90,7 @@ def pairs(work: Path) -> None:
     methods: dict[str, list[dict[str, Any]]] = {
         "plain prompt (zero-shot)": [],
         "CoOp": [{"type": "context", "length": 4, "classes": trained}],
-        "CSP": [csp | {"pair": form, "template": form, "classes": trained}],
+        "CSP": [csp | {"pattern": form, "template": form, "classes": trained}],
     }
     task = UnseenPairs("pairs", str(work / "pairs"), str(work / "pairs/trained.txt"))
     print("| | AUC | best harmonic mean | trained pairs | untrained pairs |\n|---|--:|--:|--:|--:|")

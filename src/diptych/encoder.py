@@ -78,8 +78,8 @@ class ModelEncoder:
         self, image_features: Float[Tensor, "N D"], names: Sequence[str]
     ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "C K"]] | None:
         """Pictures and classes, to be compared by their products, by the model's own prompts of classes; None: it has
-        none, and templates are what there is. K is D, or C where the prompts depend on the picture: the rows of the
-        first are then its scores, the second picks them out.
+        none, and templates are what there is. K is D, or D for each prompt of a mixture, or C where the prompts depend
+        on the picture: the rows of the first are then its scores, the second picks them out.
 
         Raises:
             ConfigError: the prompts read no other classes than those they learned from.

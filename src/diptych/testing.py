@@ -1,5 +1,6 @@
 """For tests, ours and users': ranks without a launcher, tiny shards, a tiny model."""
 
+import copy
 import io
 import json
 import pickle
@@ -7,7 +8,7 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from PIL import Image
 
 from diptych.config import from_tree
 from diptych.data import index
-from diptych.models.dual_encoder import ModelConfig
+from diptych.models import dual_encoder
+from diptych.models.dual_encoder import DualEncoder, ModelConfig
 from diptych.train.recipe import Recipe
 
 TINY_MODEL: dict[str, Any] = {
@@ -45,6 +47,27 @@ TINY_CAPTIONER: dict[str, Any] = {
 def tiny_model() -> ModelConfig:
     """A dual encoder that builds and steps in milliseconds."""
     return from_tree(ModelConfig, TINY_MODEL)
+
+
+def tiny_tuned(*adapters: dict[str, Any], layers: int = 1) -> DualEncoder:
+    """A tiny dual encoder with adapters, in training mode; both towers have as many layers."""
+    towers = TINY_MODEL["towers"]
+    towers = towers | {side: towers[side] | {"layers": layers} for side in ("vision", "text")}
+    config = from_tree(ModelConfig, {"towers": towers, "adapters": list(adapters)})
+    return dual_encoder.build(config, seed=0).train()
+
+
+@torch.no_grad()
+def feature_with_vectors(model: DualEncoder, text: str, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The unit-norm float64 feature of a text in which vectors stand for words of one token each: an oracle for learned
+    prompts, which writes them into the tower's own table."""
+    tower = copy.deepcopy(model.text_tower).double()
+    table = max(
+        (part for part in tower.modules() if isinstance(part, torch.nn.Embedding)), key=lambda part: len(part.weight)
+    )
+    for word, vector in vectors.items():
+        table.weight[int(model.tokenizer([word])[0, 1])] = vector.double()
+    return torch.nn.functional.normalize(tower(model.tokenizer([text]))[0], dim=0)
 
 
 def tiny_recipe(shards: Path, run: Path, **changes: Any) -> Recipe:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diptych import log as logs
-from diptych.cli import bench, caption, checkpoint, data, evaluate, export, results, train, tuning
+from diptych.cli import bench, caption, checkpoint, data, evaluate, export, results, train, tuning, words
 from diptych.cli.outcome import BAD_INPUT, START_AGAIN, Outcome
 from diptych.errors import DiptychError, Interrupted
 from diptych.version import __version__
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"diptych {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for group in (train, tuning, evaluate, caption, results, export, checkpoint, data, bench):
+    for group in (train, tuning, evaluate, caption, words, results, export, checkpoint, data, bench):
         group.add(verbs)
     return parser
 

@@ -195,9 +195,10 @@ class DualEncoder(nn.Module):
             found = self.read_classes(image_features)
             with torch.autocast(images.device.type, enabled=False):
                 logits = found.logits(scale)
-            texts = found.features[labels] if found.features.ndim == 2 else found.features[range(len(labels)), labels]
-            texts = F.normalize(texts, dim=-1)  # some are means of several
-            return Embeddings(found.image_features, texts, scale, bias, class_logits=logits, prompt_losses=found.losses)
+            rows = torch.arange(len(labels), device=labels.device)
+            texts = found.features[labels] if found.features.ndim == 2 else found.features[rows, labels]
+            asked = found.losses[rows, labels] if found.losses is not None else None
+            return Embeddings(found.image_features, texts, scale, bias, class_logits=logits, prompt_losses=asked)
         count = len(tokens)
         both = tokens if hard_tokens is None else torch.cat([tokens, hard_tokens.flatten(0, 1)])
         text_features, words = self.read(both)

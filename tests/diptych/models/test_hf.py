@@ -16,6 +16,7 @@ from diptych.errors import CheckpointError, ConfigError
 from diptych.export.to_open_clip import export
 from diptych.models import dual_encoder, speed
 from diptych.models.dual_encoder import DualEncoder, Embeddings, ModelConfig
+from diptych.models.prompts.splice import vocabulary, word_ids
 from diptych.models.speed import SpeedConfig
 from diptych.optim import groups
 from diptych.testing import TINY_MODEL, run_ranks
@@ -225,6 +226,16 @@ def test_random_weights_come_from_the_seed(tmp_path: Path) -> None:
     assert not weights[0].equal(theirs.state_dict()["vision_model.head.mlp.fc1.weight"])
     assert one.logit_scale.exp().item() == pytest.approx(1 / 0.07)
     assert one.logit_bias is None
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "altclip"])
+def test_a_row_of_the_table_is_written_as_its_word(tmp_path: Path, kind: str) -> None:
+    make, tokenizer = KINDS[kind]
+    open_folder(tmp_path, make, **tokenizer)
+    model = build(tmp_path)
+    ids = word_ids(model.tokenizer, "red fox") - 1  # they travel one higher
+    assert [model.tokenizer.word(int(row)) for row in ids] == ["red", "fox"]
+    assert int(ids.max()) < vocabulary(model.text_tower).num_embeddings
 
 
 def test_half_precision_files_are_trained_in_float32(tmp_path: Path) -> None:

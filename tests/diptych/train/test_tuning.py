@@ -1,6 +1,5 @@
 """Tuning is training: exact when resumed, in micro-batches, on several ranks, whatever learns."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,38 @@ from diptych.testing import TINY_MODEL, tiny_sample
 from diptych.train import loop
 from diptych.train.recipe import Recipe
 
-NAMES = ["red fox", "cat", "guinea pig"]
+NAMES = ["red fox", "blue cat", "blue guinea pig"]
 LORA = {"type": "lora", "rank": 2}
 OVER_CLASSES = {"contrastive": {"weight": 0.0}, "regularisers": [{"type": "classification"}]}
 
 
 def prompts(**keys: Any) -> dict[str, Any]:
-    return {"type": "context", "length": 2, "classes": NAMES} | keys
+    given = {"type": "context", "length": 2, "classes": NAMES} | keys
+    return {key: value for key, value in given.items() if value is not None or key == "words"}
 
 
+PAIRS = {"attributes": ["red", "blue"], "objects": ["fox", "cat", "guinea pig"], "length": None}
+GROUPS = [["a photo of {}.", "a picture of {}."], ["{} in snow"], ["the {} here"]]
 KINDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "lora": ([LORA], {}),
     "context": ([prompts()], OVER_CLASSES),
     "lora over classes": ([LORA, {"type": "class_names", "classes": NAMES}], OVER_CLASSES),
+    "conditional_context": ([prompts(type="conditional_context", words=None)], OVER_CLASSES),
+    "compositional": ([prompts(type="compositional", dropout=0.0, **PAIRS)], OVER_CLASSES),
+    "mixture": ([prompts(type="mixture", groups=GROUPS, length=None)], OVER_CLASSES),
+    "class_aware": ([prompts(type="class_aware", words=None)], OVER_CLASSES),
+    "text_tokens": ([{"type": "text_tokens", "length": 2}], {}),
+    "visual_prompts": ([{"type": "visual_prompts", "length": 2}], {}),
 }
+MARKS = {
+    "lora": "lora_",
+    "lora over classes": "lora_",
+    "text_tokens": "learned_tokens",
+    "visual_prompts": "learned_tokens",
+}
+"""What is in the name of each parameter that learns; `class_prompts` where nothing is said."""
+DEEP = ("text_tokens", "visual_prompts")
+"""What enters layers that repeat."""
 
 
 @pytest.fixture
@@ -46,7 +63,10 @@ def labelled(tmp_path: Path) -> Path:
 def recipe(shards: Path, run: Path, kind: str, **changes: Any) -> Recipe:
     adapters, objective = KINDS[kind]
     data = {"shards": str(shards), "lanes": 4, "workers": 0, "labels": True}
-    model = TINY_MODEL | {"adapters": adapters}
+    towers = TINY_MODEL["towers"]
+    if kind in DEEP:
+        towers = towers | {side: towers[side] | {"layers": 2} for side in ("vision", "text")}
+    model = {"towers": towers, "adapters": adapters}
     keys = {"total_samples": 64, "model": model, "objective": objective, "data": data}
     return make.tiny_recipe(shards, run, **(keys | {"checkpoint": {"every_samples": 32, "keep_last": 10}} | changes))
 
@@ -66,15 +86,14 @@ def test_resumed_equals_unbroken_and_only_what_is_added_learns(kind: str, labell
     loop.train(recipe(labelled, tmp_path / "whole", kind))
     config = recipe(labelled, tmp_path / "parts", kind)
     loop.train(config)
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000008")
+    make.forget_after(tmp_path / "parts", 4)
     loop.train(config)
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(value.equal(parts[name]) for name, value in whole.items())
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     learned = {name.rpartition("/")[0] for name in weights(tmp_path / "whole", "optimizer")}
-    mark = "class_prompts" if kind == "context" else "lora_"
     assert learned
-    assert all(mark in name for name in learned)
+    assert all(MARKS.get(kind, "class_prompts") in name for name in learned)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,6 +113,14 @@ def test_micro_batches_train_the_same(kind: str, labelled: Path, tmp_path: Path)
         ("context", "cpu"),
         ("lora over classes", "cpu_fsdp2"),
         pytest.param("context", "cpu_zero", marks=pytest.mark.slow),
+        ("mixture", "cpu"),
+        ("visual_prompts", "cpu_fsdp2"),
+        *(
+            pytest.param(kind, way, marks=pytest.mark.slow)
+            for kind in ("conditional_context", "compositional", "mixture", "class_aware", *DEEP)
+            for way in ("cpu", "cpu_fsdp2", "cpu_zero")
+            if (kind, way) not in (("mixture", "cpu"), ("visual_prompts", "cpu_fsdp2"))
+        ),
     ],
 )
 def test_two_processes_equal_one(

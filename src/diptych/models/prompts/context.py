@@ -66,12 +66,17 @@ class ContextPrompts(ClassPrompts):
 
     def read(self, model: "DualEncoder", image_features: Float[Tensor, "B D"], names: Sequence[str]) -> ClassReading:
         """See ClassPrompts. Raises ConfigError for other classes than those that have vectors."""
-        vectors = self.context.weight.view(-1, self.length, self.context.embedding_dim)
+        vectors = self.context.weight.unflatten(0, (-1, self.length))
         if not self.per_class:
             vectors = vectors.expand(len(names), -1, -1)
         elif tuple(names) != self.names:
             raise ConfigError("each class has vectors of its own, others have none · model.adapters: per_class")
         return ClassReading(self.encode(model, self.texts(model, names), vectors), image_features)
+
+    def vectors(self) -> dict[str, Float[Tensor, "M W"]]:
+        """See ClassPrompts."""
+        found = self.context.weight.unflatten(0, (-1, self.length))
+        return dict(zip(self.names if self.per_class else ("context",), found, strict=True))
 
 
 def around(name: str, length: int, position: Position) -> str:

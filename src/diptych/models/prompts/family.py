@@ -8,11 +8,12 @@ class MyPrompts(ClassAdapter, name="my_prompts"):
     def build(self, model: DualEncoder) -> ClassPrompts: ...
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ from diptych.models.prompts.splice import Slotted, slotted, spliced
 if TYPE_CHECKING:
     from diptych.models.dual_encoder import DualEncoder
 
+_AT_ONCE = 1024
+"""Texts of one pass of the tower where nothing learns."""
+
 
 class ClassReading(NamedTuple):
     """The classes as a model reads them."""
@@ -34,8 +38,8 @@ class ClassReading(NamedTuple):
     """Unit norm; of each picture its own where the prompts depend on it."""
     image_features: Float[Tensor, "B D"]
     """Unit norm: those that came, unless the classes change how a picture is seen."""
-    losses: Float[Tensor, " B"] | None = None
-    """What the method asks for beside the right class, per picture."""
+    losses: Float[Tensor, "B C"] | None = None
+    """What the method asks of a picture beside the right class, for whichever class that is."""
 
     def logits(self, logit_scale: Float[Tensor, ""]) -> Float[Tensor, "B C"]:
         """Of each picture and class."""
@@ -46,7 +50,7 @@ class ClassReading(NamedTuple):
 class ClassPrompts(nn.Module):
     """The learned part of some prompts. The tower that reads them stays where it is, in the model."""
 
-    conditional: ClassVar[bool] = False
+    conditional: bool = False
     """Whether what a class is depends on the picture: then it is read again for each batch of pictures."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -54,6 +58,7 @@ class ClassPrompts(nn.Module):
         self.names = tuple(names)
         """Of the classes that are learned from, in the order of their labels."""
         self._slotted: dict[tuple[str, ...], Slotted] = {}
+        self._fixed: tuple[tuple[str, ...], Tensor] | None = None
 
     def read(self, model: "DualEncoder", image_features: Float[Tensor, "B D"], names: Sequence[str]) -> ClassReading:
         """What some classes are to some pictures.
@@ -81,6 +86,24 @@ class ClassPrompts(nn.Module):
         """Unit-norm float32 features of prompts with vectors in their places."""
         return F.normalize(spliced(model.text_tower, prompts, vectors).float(), dim=-1)
 
+    @torch.no_grad()
+    def fixed(self, model: "DualEncoder", texts: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Unit-norm features of plain texts, through which nothing learns. Remembered in training while the text tower
+        stays as it is."""
+        key = tuple(texts)
+        if self._fixed is not None and self._fixed[0] == key and self.training:
+            return self._fixed[1]
+        tokens = slotted(model.tokenizer, key).tokens.to(model.logit_scale.device)
+        features = torch.cat([model.encode_text(rows) for rows in tokens.split(_AT_ONCE)])
+        learns = any(parameter.requires_grad for parameter in model.text_tower.parameters())
+        # Not of a copy that is averaged: nothing in it learns, and it moves all the same. It is never in training.
+        self._fixed = (key, features) if self.training and not learns else None
+        return features
+
+    def vectors(self) -> dict[str, Float[Tensor, "M W"]]:
+        """What is learned and stands among words, by what it stands for."""
+        return {}
+
 
 @dataclass(frozen=True)
 class ClassAdapter(Adapter):
@@ -107,16 +130,23 @@ class ClassAdapter(Adapter):
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The classes. Raises ConfigError where there are fewer than two, or one stands there twice."""
-        if isinstance(self.classes, Path):
-            try:
-                found = tuple(line.strip() for line in self.classes.read_text(encoding="utf-8").splitlines())
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"not readable ({error}) · model.adapters: classes · one name per line") from error
-        else:
-            found = self.classes
-        names = tuple(name for name in found if name.strip())
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"class {twice[0]!r} stands there twice · model.adapters: classes · leave one out")
+        names = listed(self.classes, "classes")
         if len(names) < 2:
             raise ConfigError(f"{len(names)} classes · model.adapters: classes · there must be two to tell apart")
         return names
+
+
+def listed(names: tuple[str, ...] | Path, key: str) -> tuple[str, ...]:
+    """Names from settings, or from a file with one per line. Raises ConfigError where one stands there twice."""
+    found: Sequence[str] = ()
+    if isinstance(names, Path):
+        try:
+            found = [line.strip() for line in names.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"not readable ({error}) · model.adapters: {key} · one name per line") from error
+    else:
+        found = names
+    kept = tuple(name for name in found if name.strip())
+    if twice := next((name for name, count in Counter(kept).items() if count > 1), None):
+        raise ConfigError(f"{twice!r} stands there twice · model.adapters: {key} · leave one out")
+    return kept

@@ -42,6 +42,10 @@ class BpeTokenizer:
             row[: len(ids)] = ids
         return torch.from_numpy(found)
 
+    def word(self, row: int) -> str:
+        """See TextTokenizer."""
+        return str(self._theirs.decode([row])).strip()
+
     def _clean(self, text: str) -> str:
         # What is repaired there (encodings, entities, curly quotes) does not occur in such a text.
         if self._lower and text.isascii() and text.isprintable() and "&" not in text:

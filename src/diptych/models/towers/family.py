@@ -26,21 +26,33 @@ class TextTokenizer(Protocol):
         """Ids padded with 0 to `context_length`."""
         ...
 
+    def word(self, row: int) -> str:
+        """The token of a row of the tower's embeddings of words, as it is written."""
+        ...
+
 
 class CachedTokenizer:
     """A tokenizer that remembers the captions it has seen: small data sets repeat theirs every epoch.
 
     Args:
         tokenizer: called with texts and `context_length`.
+        decode: from ids to text; none: words are written as their ids.
     """
 
-    def __init__(self, tokenizer: Any, context_length: int) -> None:
+    def __init__(
+        self, tokenizer: Any, context_length: int, decode: Callable[[Sequence[int]], str] | None = None
+    ) -> None:
         self.context_length = context_length
+        self._decode = decode
         self._one = lru_cache(maxsize=65536)(lambda text: tokenizer([text], context_length=context_length)[0])
 
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B L"]:
         """Ids [B, context_length], padded with 0."""
         return torch.stack([self._one(text) for text in texts])
+
+    def word(self, row: int) -> str:
+        """See TextTokenizer."""
+        return self._decode([row]).strip() if self._decode is not None else f"token {row}"
 
 
 @dataclass(frozen=True)

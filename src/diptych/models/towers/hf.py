@@ -52,7 +52,7 @@ class HfTowers(Towers, name="hf"):
             config = AutoConfig.from_pretrained(self.name, trust_remote_code=False)
             theirs = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
         padding = _padding(theirs, config.model_type)
-        tokenizer = CachedTokenizer(_one_higher(theirs), self._tokens(theirs, config))
+        tokenizer = CachedTokenizer(_one_higher(theirs), self._tokens(theirs, config), _decoder(theirs))
         pixels = _pixels(self.name, config)
         model = self._model(config)
         image_tower, text_tower = ImageTower(model), TextTower(model, padding, tokenizer.context_length)
@@ -173,6 +173,10 @@ def _one_higher(theirs: Any) -> Callable[[Sequence[str], int], Int[Tensor, "B L"
         return found
 
     return encode
+
+
+def _decoder(theirs: Any) -> Callable[[Sequence[int]], str]:
+    return lambda ids: theirs.decode(ids)
 
 
 def _pixels(name: str, config: Any) -> Pixels:

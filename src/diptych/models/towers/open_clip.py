@@ -287,6 +287,10 @@ class _OneHigher:
         tokens = self._theirs(texts)
         return torch.where(tokens == self._pad, 0, tokens + 1)
 
+    def word(self, row: int) -> str:
+        """See TextTokenizer; rows are those of the tower, whose ids are not one higher."""
+        return self._theirs.word(row)
+
 
 def build_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
     """The tokeniser that an open_clip `text_cfg` asks for."""
@@ -304,7 +308,7 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
         tokenizer = open_clip.SimpleTokenizer(context_length=length, **keywords)
         if tokenizer.reduction_fn is None:
             return BpeTokenizer(tokenizer, length)
-    return CachedTokenizer(tokenizer, length)
+    return CachedTokenizer(tokenizer, length, tokenizer.tokenizer.decode if source else tokenizer.decode)
 
 
 def _spelling(text_cfg: dict[str, Any]) -> Spelling:

@@ -103,7 +103,7 @@ def test_an_encoder_compares_pictures_with_prompts() -> None:
     [
         ({"length": 40}, r"does not fit into 16 tokens · model\.adapters · use fewer context vectors"),
         ({"classes": ["a"]}, r"1 classes · model\.adapters: classes · there must be two"),
-        ({"classes": ["a", "b", "a"]}, "class 'a' stands there twice"),
+        ({"classes": ["a", "b", "a"]}, "'a' stands there twice"),
         ({"classes": "nowhere.txt"}, "not readable .*nowhere.txt"),
         ({"length": 0}, "length must be at least 1, not 0"),
         ({"words": " "}, "no token in ' '"),
