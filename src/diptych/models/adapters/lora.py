@@ -15,7 +15,10 @@ from diptych.models.adapters.family import Adapter
 if TYPE_CHECKING:
     from diptych.models.dual_encoder import DualEncoder
 
-_NAMES = ("q_proj", "k_proj", "v_proj", "out_proj", "qkv", "c_fc", "c_proj", "fc1", "fc2")
+_NAMES = (
+    *("q_proj", "k_proj", "v_proj", "out_proj", "o_proj", "qkv"),
+    *("c_fc", "c_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj"),
+)
 """What towers of open_clip, timm and transformers call the layers of attention and of the network behind it."""
 
 

@@ -48,7 +48,7 @@ class HfTowers(Towers, name="hf"):
         """See Towers. Raises ConfigError for what is no dual encoder, CheckpointError for unusable weights."""
         from transformers import AutoConfig, AutoTokenizer
 
-        with _refusing(f"transformers cannot open {self.name!r}"):
+        with refusing(f"transformers cannot open {self.name!r}"):
             config = AutoConfig.from_pretrained(self.name, trust_remote_code=False)
             theirs = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
         padding = _padding(theirs, config.model_type)
@@ -77,7 +77,7 @@ class HfTowers(Towers, name="hf"):
         from transformers import AutoModel
 
         if self.weights == "random":
-            with _refusing(f"transformers cannot build {self.name!r}"):
+            with refusing(f"transformers cannot build {self.name!r}"):
                 model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
         else:
             try:
@@ -213,7 +213,7 @@ def _divide(image_tower: ImageTower, text_tower: TextTower, size: int, tokenizer
 
     Which half that is, one picture and one caption of full length show: whatever their features do not depend on.
     """
-    with _refusing("transformers' model does not embed a picture and a text"), torch.enable_grad():
+    with refusing("transformers' model does not embed a picture and a text"), torch.enable_grad():
         seen = image_tower(torch.zeros(1, 3, size, size))
         read = text_tower(tokenizer(["a " * tokenizer.context_length]))
         if seen.ndim != 2 or seen.shape != read.shape:
@@ -268,7 +268,7 @@ def _number(model: nn.Module, name: str) -> float | None:
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
     """Raises ConfigError, in one line, for what transformers makes of settings that it cannot use."""
     try:
         yield
