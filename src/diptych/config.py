@@ -345,7 +345,9 @@ def _is_node(hint: Any) -> bool:
 
 
 def _members(node: type[Config]) -> list[type[Config]]:
-    return list(node.members.values()) if issubclass(node, Choice) and not node.choice_name else [node]
+    if not issubclass(node, Choice) or node.choice_name:
+        return [node]
+    return [member for _, member in sorted(node.members.items())]  # whoever was imported first
 
 
 def _tag(node: type[Config]) -> str:

@@ -30,7 +30,15 @@ def add(verbs: Any) -> None:
     between.add_argument("base", metavar="BASE", help=MODEL_HELP)
     between.add_argument("tuned", metavar="TUNED", help="what was tuned from it; LoRA is merged")
     between.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    between.add_argument("--share", type=float, default=0.5, help="0: the base, 1: the tuned model (default: 0.5)")
+    share = between.add_mutually_exclusive_group()
+    share.add_argument("--share", type=float, default=0.5, help="0: the base, 1: the tuned model (default: 0.5)")
+    share.add_argument(
+        "--choose",
+        type=Path,
+        metavar="CONFIG",
+        help="YAML of evaluation tasks on pictures held out: the share, by tenths, that does best in the mean of their "
+        "headline figures",
+    )
     between.add_argument("--to", choices=("open_clip", "transformers"), default="open_clip", help="form of the folder")
     add_overwrite(between, "an export")
 
@@ -60,5 +68,14 @@ def _interpolate(options: argparse.Namespace) -> dict[str, Any]:
 
     target = import_module(f"diptych.export.to_{options.to}")
     base, tuned = (merged(load(name, device="cpu").model) for name in (options.base, options.tuned))
-    target.export(interpolate(base, tuned, options.share), options.out, overwrite=options.overwrite)
-    return {"folder": str(options.out), "share": options.share}
+    values: dict[str, Any] = {"folder": str(options.out), "share": options.share}
+    if options.choose is not None:
+        from diptych.config import load as load_config
+        from diptych_eval.protocols.between import sweep
+        from diptych_eval.suite import EvalConfig
+
+        found = sweep(base, tuned, load_config(EvalConfig, options.choose))
+        values["share"] = max(found, key=lambda share: found[share])
+        values["by_share"] = {f"{share:g}": figure for share, figure in found.items()}
+    target.export(interpolate(base, tuned, values["share"]), options.out, overwrite=options.overwrite)
+    return values

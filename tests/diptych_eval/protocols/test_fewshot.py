@@ -168,3 +168,23 @@ def test_interpolation_goes_from_one_to_the_other(root: Path, tmp_path: Path) ->
     wider = TINY_MODEL["towers"] | {"embed_dim": 32}
     export(dual_encoder.build(from_tree(ModelConfig, {"towers": wider}), seed=1), tmp_path / "wider")
     assert main(["interpolate", str(base), str(tmp_path / "wider"), str(tmp_path / "x")]) == 2
+
+
+def test_the_share_is_chosen_where_it_does_best(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures of a stand-in, highest at 0.3; the real ones at both ends."""
+    from diptych_eval.protocols import between
+
+    export(dual_encoder.build(from_tree(ModelConfig, TINY_MODEL), seed=1), tmp_path / "other")
+    (tmp_path / "held_out.yaml").write_text(f"tasks: [{{type: zeroshot, dataset: x, root: '{root}'}}]")
+    command = ["interpolate", str(tmp_path / "base"), str(tmp_path / "other"), str(tmp_path / "best"), "--json"]
+    assert main([*command, "--choose", str(tmp_path / "held_out.yaml")]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert list(said["by_share"]) == [f"{share:g}" for share in between.SHARES]
+    assert said["by_share"][f"{said['share']:g}"] == max(said["by_share"].values())
+    expected = fewshot.run(plan(root, methods=[], shots=[1], seeds=[0]))[0].figures["top1"]
+    assert said["by_share"]["0"] == expected
+    monkeypatch.setattr(between, "sweep", lambda *_: {share: -abs(share - 0.3) for share in between.SHARES})
+    assert main([*command, "--overwrite", "--choose", str(tmp_path / "held_out.yaml")]) == 0
+    assert json.loads(capsys.readouterr().out)["share"] == 0.3
