@@ -1,6 +1,7 @@
 """What is learned from another model, of another width and with another scale: dense float64 twins, one process and
 several."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from diptych.errors import ConfigError
 from diptych.losses import tiles
 from diptych.losses.batch import Moment, Pairs
 from diptych.losses.objective import Objective, ObjectiveConfig
+from diptych.losses.plugs.regulariser import text_similarity
 from diptych.testing import run_ranks
 
 ROWS, WIDTH, TEACHER_WIDTH, TEACHER_SCALE = 12, 8, 11, 30.0
@@ -114,6 +116,20 @@ def test_features_come_to_the_teachers_space(name: str, oracle: Any, teacher_dim
     assert set(terms.scalars) == {"contrastive", name, "total"}
 
 
+def test_texts_are_as_alike_as_the_teacher_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_similarity, "_ROWS", 5)
+    tree = {"type": "text_similarity", "weight": 0.4, "temperature": 0.3}
+    loss, pairs = objective({"regularisers": [tree]}), batch()
+    texts, theirs = pairs.text_features, pairs.text_known["teacher_features"]
+    wanted, found = ((rows @ rows.T / 0.3).softmax(1) for rows in (theirs, texts))
+    expected = clip(pairs) + 0.4 * (wanted * (wanted / found).log()).sum(1).mean()
+    equal(loss(pairs).total, expected, leaves(pairs, loss))
+    like = replace(pairs, text_known={"teacher_features": texts.detach()})
+    assert loss(like).scalars["text_similarity"].abs() < 1e-12
+    with pytest.raises(ConfigError, match="temperature must be above 0, not 0"):
+        objective({"regularisers": [tree | {"temperature": 0.0}]})
+
+
 def test_interactive_is_a_queue_without_memory() -> None:
     queue = objective({"contrastive": {"candidates": [{"type": "queue", "size": 0}]}})
     term = objective({"contrastive": {"weight": 0.0}, "regularisers": ["interactive"]})
@@ -157,7 +173,7 @@ def test_nothing_is_projected_to_no_width(name: str) -> None:
         objective({"regularisers": [{"type": name, "teacher_dim": 0}]})
 
 
-@pytest.mark.parametrize("name", ["distillation", "interactive"])
+@pytest.mark.parametrize("name", ["distillation", "interactive", "text_similarity"])
 def test_a_teacher_that_is_missing_is_missed(name: str) -> None:
     pairs = batch()
     with pytest.raises(ConfigError, match="name a teacher"):
@@ -166,7 +182,10 @@ def test_a_teacher_that_is_missing_is_missed(name: str) -> None:
 
 ALL: dict[str, Any] = {
     "contrastive": {"targets": {"type": "momentum", "share": 0.7}},
-    "regularisers": [{"type": name, "teacher_dim": TEACHER_WIDTH} for name in ("distillation", "interactive")],
+    "regularisers": [
+        *({"type": name, "teacher_dim": TEACHER_WIDTH} for name in ("distillation", "interactive")),
+        {"type": "text_similarity", "temperature": 0.2},
+    ],
 }
 
 
