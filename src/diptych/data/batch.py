@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Self
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from diptych.data.faults import Fault
@@ -55,6 +56,17 @@ class Cursors:
 
 
 @dataclass(frozen=True)
+class CounterRows:
+    """Pictures of wrong captions, one for each sample of a batch."""
+
+    images: UInt8[Tensor, "n 3 height width"]
+    tokens: Int[Tensor, "n context"]
+    """Of the captions that they show."""
+    present: Bool[Tensor, " n"]
+    """Whether the sample has one; where not, its own picture and caption stand there."""
+
+
+@dataclass(frozen=True)
 class Rows:
     """Samples side by side."""
 
@@ -68,6 +80,7 @@ class Rows:
     second_tokens: Int[Tensor, "n context"] | None
     teacher_tokens: Int[Tensor, "n context"] | None
     labels: Int[Tensor, " n"] | None = None
+    counters: CounterRows | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,8 @@ class Batch:
     """Unusable samples passed over since the last batch."""
     labels: Int[Tensor, " B"] | None = None
     """The classes of the pictures, where `data.labels` asks for them."""
+    counters: CounterRows | None = None
+    """Where `data.counter_images` asks for them; as long as `tokens`."""
 
 
 def merge(chunks: Sequence[Chunk], *, text_multiple: int = 1, pinned: bool = False) -> Batch:
@@ -121,7 +136,7 @@ def merge(chunks: Sequence[Chunk], *, text_multiple: int = 1, pinned: bool = Fal
     keys = {place[slot]: key for chunk in chunks for slot, key in zip(chunk.slots, chunk.keys, strict=True)}
 
     def rows(name: str) -> Tensor:
-        parts = [getattr(chunk.rows, name) for chunk in chunks]
+        parts = [attrgetter(name)(chunk.rows) for chunk in chunks]
         return _in_order(parts, places, pinned=pinned) if len(parts) > 1 or pinned else parts[0]
 
     def trimmed(name: str) -> Tensor | None:
@@ -129,19 +144,25 @@ def merge(chunks: Sequence[Chunk], *, text_multiple: int = 1, pinned: bool = Fal
 
     # One length for right and hard captions, so that they can be embedded together.
     tokens, hard_tokens = rows("tokens"), rows("hard_tokens")
-    together = trim(torch.cat([tokens, hard_tokens.flatten(0, 1)]), text_multiple)
+    has_counters = chunks[0].rows.counters is not None
+    counter_tokens = rows("counters.tokens") if has_counters else tokens[:0]
+    together = trim(torch.cat([tokens, counter_tokens, hard_tokens.flatten(0, 1)]), text_multiple)
+    hard_start = len(tokens) + len(counter_tokens)
     return Batch(
         images=rows("images"),
         tokens=together[: len(tokens)],
         keys=tuple(keys[number] for number in range(len(keys))),
         caption_ids=rows("caption_ids"),
         sample_ids=rows("sample_ids"),
-        hard_tokens=together[len(tokens) :].view(*hard_tokens.shape[:2], together.shape[1]),
+        hard_tokens=together[hard_start:].view(*hard_tokens.shape[:2], together.shape[1]),
         second_tokens=trimmed("second_tokens"),
         teacher_tokens=trimmed("teacher_tokens"),
         cursors=Cursors.merge([chunk.cursors for chunk in chunks]),
         faults=tuple(fault for chunk in chunks for fault in chunk.faults),
         labels=rows("labels") if chunks[0].rows.labels is not None else None,
+        counters=CounterRows(rows("counters.images"), together[len(tokens) : hard_start], rows("counters.present"))
+        if has_counters
+        else None,
     )
 
 

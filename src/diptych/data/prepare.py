@@ -1,7 +1,7 @@
 """One raw sample to what training needs of it: pixels, captions, the numbers that decide its augmentation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diptych.data import captions as texts
 from diptych.data.augment import augment_all, draw
-from diptych.data.batch import Rows
+from diptych.data.batch import CounterRows, Rows
 from diptych.data.faults import UnusableSample
 from diptych.data.images import ImageConfig, picture_extension, training_view
 from diptych.data.shards import RawSample
@@ -18,6 +18,15 @@ from diptych.data.sources import Source
 from diptych.data.stages import Form
 from diptych.data.tokens import Tokenizer, shorten
 from diptych.seeding import derive
+
+
+@dataclass(frozen=True)
+class Counter:
+    """A picture of a wrong caption."""
+
+    caption: str
+    pixels: np.ndarray
+    """As `Prepared.pixels`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Prepared:
     """What decides its augmentation."""
     label: int | None
     """Its class, where the source brings classes."""
+    counter: Counter | None = None
+    """Where the source brings counter-images and this sample has one."""
 
 
 def prepare(raw: RawSample, source: Source, size: int, *, rng: np.random.Generator, cache: "PixelCache") -> Prepared:
@@ -57,7 +68,23 @@ def prepare(raw: RawSample, source: Source, size: int, *, rng: np.random.Generat
     second = texts.choose(captions, config.second_views, config, rng) if config.second_views else None
     identity = derive(0, source.name, source.labels[raw.shard], raw.key, raw.number)
     label = class_number(raw.members) if source.with_classes else None
-    return Prepared(raw.key, identity, caption, hard, second, pixels, draws, label)
+    counter = _counter(raw, captions, source, size, rng=rng) if source.with_counters else None
+    return Prepared(raw.key, identity, caption, hard, second, pixels, draws, label, counter)
+
+
+def _counter(
+    raw: RawSample, captions: texts.Captions, source: Source, size: int, *, rng: np.random.Generator
+) -> Counter | None:
+    """The first wrong caption that has a picture. Raises UnusableSample where that cannot be decoded."""
+    records = captions.document.get("negatives")
+    for record in records if isinstance(records, list) else ():
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            continue
+        picture = raw.members.get(str(record.get("image")))
+        caption = texts.clean(record["text"], max_chars=source.captions.max_chars, form=source.captions.form)
+        if picture is not None and caption:
+            return Counter(caption, training_view(picture, size, source.images, rng))
+    return None
 
 
 def class_number(members: Mapping[str, bytes]) -> int:
@@ -141,6 +168,23 @@ def rows(
         second_tokens=encode(second, tokenizer, form.context_length) if config.second_views else None,
         teacher_tokens=teacher_tokenizer(captions) if teacher_tokenizer is not None else None,
         labels=_labels(samples) if sources[0].with_classes else None,
+        counters=_counters(samples, of, sources, form, tokenizer) if sources[0].with_counters else None,
+    )
+
+
+def _counters(
+    samples: Sequence[Prepared], of: Sequence[int], sources: Sequence[Source], form: Form, tokenizer: Tokenizer
+) -> CounterRows:
+    """Rows for all samples; those without a counter-image have their own picture and caption there, which nothing uses.
+    It is augmented as the sample's own is: only what it shows is another."""
+    stand_in = [
+        replace(sample, pixels=sample.counter.pixels, caption=sample.counter.caption) if sample.counter else sample
+        for sample in samples
+    ]
+    return CounterRows(
+        images=_views(stand_in, of, sources, form.image_size),
+        tokens=encode([sample.caption for sample in stand_in], tokenizer, form.context_length),
+        present=torch.tensor([sample.counter is not None for sample in samples]),
     )
 
 

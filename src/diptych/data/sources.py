@@ -70,6 +70,9 @@ class DataConfig(Config):
     """Which caption a picture gets."""
     labels: bool = False
     """Whether each sample brings the number of its class, its .cls member; one without is unusable (`bad_label`)."""
+    counter_images: bool = False
+    """Whether samples bring a picture of one of their wrong captions (`neg.jpg`, as `diptych data negatives images=…`
+    writes it) and that caption; those without one are used as they are."""
     sources: tuple[SourceConfig, ...] = ()
     """Several sources, mixed in every batch by weight; in place of `shards`."""
     weight_changes: tuple[WeightChange, ...] = ()
@@ -140,6 +143,8 @@ class Source:
     images: ImageConfig
     with_classes: bool = False
     """Whether samples bring the numbers of their classes."""
+    with_counters: bool = False
+    """Whether they bring counter-images."""
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -172,8 +177,12 @@ def resolve(config: DataConfig) -> tuple[Source, ...]:
     """
     if config.shards is not None:
         shards = list_shards(config.shards, max_missing=config.max_bad_fraction)
-        return (Source("", config.shards, shards, config.lanes, config.captions, config.images, config.labels),)
+        return (Source("", config.shards, shards, config.lanes, config.captions, config.images, *_brings(config)),)
     return tuple(_resolve(config, source) for source in config.sources)
+
+
+def _brings(config: DataConfig) -> tuple[bool, bool]:
+    return config.labels, config.counter_images
 
 
 def _resolve(config: DataConfig, source: SourceConfig) -> Source:
@@ -182,7 +191,7 @@ def _resolve(config: DataConfig, source: SourceConfig) -> Source:
         captions = captions.in_language(source.language)
     shards = list_shards(source.shards, max_missing=config.max_bad_fraction)
     lanes = source.lanes if source.lanes is not None else config.lanes
-    return Source(source.name, source.shards, shards, lanes, captions, source.images or config.images, config.labels)
+    return Source(source.name, source.shards, shards, lanes, captions, source.images or config.images, *_brings(config))
 
 
 def mixture(config: DataConfig, seed: int) -> Mixture:

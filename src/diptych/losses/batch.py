@@ -50,6 +50,10 @@ class Pairs:
     """Of each picture and class."""
     prompt_losses: Float[Tensor, " B"] | None = None
     """What prompts of classes ask for beside the right class."""
+    counter_images: Float[Tensor, "B D"] | None = None
+    """Unit-norm features of a picture of a wrong caption of each picture, and"""
+    counter_texts: Float[Tensor, "B D"] | None = None
+    """of that caption. `counter_present`, which is known, says which rows have them."""
     teacher_scale: float | None = None
     """Multiplies cosines of `teacher_features`; none: the teacher is an average of the model and shares its scale."""
 

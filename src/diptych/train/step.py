@@ -63,7 +63,7 @@ def run(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch) -> Step
     return StepResult(Terms(terms.total.detach(), terms.scalars), update.grad_norm, lr, figures)
 
 
-_OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features", "labels")
+_OFFERED = ("caption_ids", "sample_ids", "surface_features", "teacher_features", "labels", "counter_present")
 
 
 def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = None) -> None:
@@ -81,6 +81,11 @@ def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = 
         )
     if "labels" in objective.needs and not recipe.data.labels:
         raise ConfigError("the objective uses classes and the data brings none · data.labels · set it to true")
+    if ("counter_present" in objective.needs) != recipe.data.counter_images:
+        raise ConfigError(
+            "counter-images are brought and used together · data.counter_images, and counter_images in "
+            "objective.regularisers · set both, or neither"
+        )
     if "teacher_features" in objective.needs:
         _check_widths(recipe, objective, teacher)
     elif teacher is not None:
@@ -114,6 +119,8 @@ def check_prompts(model: DualEncoder, objective: Objective) -> None:
             "the objective has the term classification, and the model has no prompts of classes · model.adapters · add "
             "context or class_names"
         )
+    if model.class_prompts is not None and "counter_present" in objective.needs:
+        raise ConfigError("prompts of classes read no captions · objective.regularisers: counter_images · leave it out")
     if model.class_prompts is not None and not asked:
         raise ConfigError(
             "nothing in the objective teaches the prompts of classes · objective.regularisers · add classification"
@@ -145,6 +152,24 @@ class _Inputs:
     hard_tokens: Tensor | None
     teacher_tokens: Tensor | None
     labels: Tensor | None
+    counter_images: Tensor | None
+    counter_tokens: Tensor | None
+
+    def with_counters(self) -> tuple[Tensor, Tensor]:
+        """Pictures and tokens, those of counter-images behind all others: one pass for both."""
+        if self.counter_images is None or self.counter_tokens is None:
+            return self.images, self.tokens
+        return torch.cat([self.images, self.counter_images]), torch.cat([self.tokens, self.counter_tokens])
+
+
+def _apart(found: Embeddings, count: int) -> dict[str, Any]:
+    """The first `count` rows as what they are, the rest as counter-images."""
+    features = found._asdict()
+    for name in ("caption_losses", "caption_lengths"):
+        features[name] = features[name][:count] if features[name] is not None else None
+    counters = {"counter_images": found.image_features[count:], "counter_texts": found.text_features[count:]}
+    own = {"image_features": found.image_features[:count], "text_features": found.text_features[:count]}
+    return features | own | counters
 
 
 def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, moment: Moment) -> tuple[Pairs, Terms]:
@@ -156,8 +181,9 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
     def embed(inputs: _Inputs) -> Features:
         with engine.autocast(), record_function("diptych.forward"):
             asked = state.objective.config.caption
-            found = state.wrapped(inputs.images, inputs.tokens, inputs.hard_tokens, asked, inputs.labels)
-            return found._asdict()
+            images, tokens = inputs.with_counters()
+            found = state.wrapped(images, tokens, inputs.hard_tokens, asked, inputs.labels)
+            return found._asdict() if images is inputs.images else _apart(found, len(inputs.images))
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
         # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.
@@ -181,7 +207,8 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
 def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:
     """A batch in pieces of at most `size` rows, on the device."""
     hard = batch.hard_tokens if batch.hard_tokens.numel() else None
-    columns = (batch.images, batch.tokens, hard, batch.teacher_tokens, batch.labels)
+    counters = (batch.counters.images, batch.counters.tokens) if batch.counters is not None else (None, None)
+    columns = (batch.images, batch.tokens, hard, batch.teacher_tokens, batch.labels, *counters)
     count = -(-len(batch.images) // size)
     divided = [
         column.to(device, non_blocking=True).split(size) if column is not None else (None,) * count
@@ -198,6 +225,8 @@ def _known(
     known = {"caption_ids": batch.caption_ids.to(engine.device, non_blocking=True)}
     if "labels" in needs:
         known["labels"] = _checked_labels(state.model, batch).to(engine.device, non_blocking=True)
+    if batch.counters is not None:
+        known["counter_present"] = batch.counters.present.to(engine.device, non_blocking=True)
     if "sample_ids" in needs:
         known["sample_ids"] = batch.sample_ids.to(engine.device, non_blocking=True)
     if "surface_features" in needs:
