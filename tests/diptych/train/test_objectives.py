@@ -96,7 +96,8 @@ def test_micro_batches_train_the_same(size: int, shards: Path, tmp_path: Path) -
 
 def test_what_the_stream_does_not_bring_is_refused_before_training(shards: Path, tmp_path: Path) -> None:
     for tree, reason in (
-        ({"contrastive": {"targets": "same_label"}}, "the stream does not bring labels"),
+        ({"contrastive": {"targets": "soft_labels"}}, "the stream does not bring label_features"),
+        ({"contrastive": {"targets": "same_label"}}, r"the data brings none · data\.labels"),
         ({"contrastive": {"candidates": ["hard_captions"]}}, "name their column in data.captions.hard"),
         ({"regularisers": ["image_grounded"]}, "name their column in data.captions.hard"),
     ):
