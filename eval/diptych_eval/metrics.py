@@ -246,7 +246,9 @@ def tolerance(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> floa
     _, places, counts = labels.unique(return_inverse=True, return_counts=True)
     rows = features.double()
     sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64).index_add_(0, places, rows)
-    return float((sums.square().sum() - rows.square().sum()) / (counts * (counts - 1)).sum())
+    pairs = int((counts * (counts - 1)).sum())
+    # Without pairs the difference is rounding, which is not always 0.
+    return float((sums.square().sum() - rows.square().sum()) / pairs) if pairs else float("nan")
 
 
 def skewness(values: Float[Tensor, " N"]) -> float:

@@ -163,7 +163,7 @@ def test_what_is_no_model(tmp_path: Path, refuses: Callable[..., None]) -> None:
 def test_objectives(config: Path, refuses: Callable[..., None]) -> None:
     refuses(["train", config, "objective.contrastive.targets=cwlc"], "did you mean 'cwcl'")
     refuses(["train", config, "objective.contrastive.weights=[decoupled, decoupled]"], "twice")
-    refuses(["train", config, "objective.contrastive.targets=same_label"], "does not bring labels")
+    refuses(["train", config, "objective.contrastive.targets=same_label"], "the data brings none", "data.labels")
     refuses(["train", config, "objective.contrastive.similarity=heads"], "no multiple of 3 heads", "use one of")
     refuses(
         ["train", config, "objective.contrastive.gather={scope: group, group_size: 2}"], "groups of 2", "use one of 1"
