@@ -23,7 +23,7 @@ from diptych.models.ema import Ema
 from diptych.models.teacher import Teacher, build_teacher
 from diptych.optim import optimizers
 from diptych.runfolder import RunFolder
-from diptych.train import stages, step
+from diptych.train import checks, stages, step
 from diptych.train.guard import Guard, listening
 from diptych.train.recipe import MAY_CHANGE, Recipe
 from diptych.train.reporter import Evaluator, Reporter
@@ -66,9 +66,7 @@ def _train(recipe: Recipe, engine: Engine, evaluator: Evaluator | None) -> RunFo
     model.to(engine.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs know it for tensors only
     loss = objective.build(recipe.objective, embed_dim=model.embed_dim, seed=recipe.seed).to(engine.device)
-    step.check_needs(recipe, loss, teacher)
-    step.check_captioner(model, loss)
-    step.check_prompts(model, loss)
+    checks.check(recipe, model, loss, teacher)
     ema = Ema(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     speed.prepare(model, recipe.speed)
     engine.shard(model, *_untrained(engine, ema, teacher))

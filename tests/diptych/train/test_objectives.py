@@ -20,7 +20,7 @@ from diptych.losses import objective
 from diptych.models import dual_encoder
 from diptych.optim import optimizers
 from diptych.testing import TINY_MODEL, run_ranks
-from diptych.train import loop, step
+from diptych.train import checks, loop
 from diptych.train.guard import Guard, GuardConfig
 from diptych.train.recipe import Recipe
 from diptych.train.state import TrainState
@@ -200,6 +200,6 @@ def test_of_repeated_ids_the_last_in_rank_order_is_kept() -> None:
 def test_step_offers_are_what_plugs_may_need(shards: Path, tmp_path: Path) -> None:
     config = recipe(shards, tmp_path / "run", objective=OBJECTIVES["many"])
     loss = objective.build(config.objective, embed_dim=16, seed=0)
-    step.check_needs(config, loss)
+    checks.check_needs(config, loss)
     assert set(loss.needs) == {"caption_ids", "surface_features", "teacher_features"}
     assert "objective" in dump(config)
