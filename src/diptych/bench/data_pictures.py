@@ -42,8 +42,8 @@ def _enlarged(noise: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def caption(number: int) -> str:
-    """Eight to fifteen words of ImageNet's class names, which tokenizers divide as they divide captions (made-up words
-    would be three times as many tokens); no two numbers give the same."""
+    """Eight to fifteen words of ImageNet's class names, which tokenizers divide as they divide real captions; no two
+    numbers give the same."""
     rng = np.random.default_rng(number)
     return f"{' '.join(rng.choice(_words(), rng.integers(8, 16)))} {number}"
 
