@@ -18,8 +18,9 @@ from diptych.errors import CheckpointError, ConfigError
 from diptych.generate.settings import GenerateConfig
 from diptych.generate.write import captions
 from diptych.log import read_metrics
-from diptych.models import dual_encoder
+from diptych.models import dual_encoder, speed
 from diptych.models.dual_encoder import DualEncoder, ModelConfig
+from diptych.models.speed import SpeedConfig
 from diptych.testing import TINY_MODEL
 from diptych.train import loop
 from diptych.train.recipe import Recipe
@@ -207,6 +208,21 @@ def test_a_copy_foretells_with_its_own_layers(tmp_path: Path) -> None:
     assert twin(IMAGES, tokens, None, TokenLoss()).caption_losses.equal(before)
 
 
+@KINDS
+def test_activations_computed_again_change_nothing(kind: Any, tmp_path: Path) -> None:
+    keys = tree(folder(tmp_path / "lm", kind()))
+    image = TINY_MODEL["towers"] | {"vision": TINY_MODEL["towers"]["vision"] | {"layers": 2}}
+    found = []
+    for again in (False, True):
+        model = dual_encoder.build(
+            from_tree(ModelConfig, {"towers": keys["towers"] | {"image": image}}), seed=0
+        ).train()
+        speed.prepare(model, SpeedConfig(checkpoint_activations=again))
+        model(IMAGES, trimmed(model, TEXTS), None, TokenLoss()).caption_losses.sum().backward()
+        found.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(found[1], found[0], **EXACT)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +244,7 @@ def test_it_trains_in_micro_batches_and_its_run_opens(kind: Any, shards: Path, t
     run = loop.train(recipe(shards, tmp_path / "run", keys, ema_decay=0.5, micro_batch=3))
     found = column(run.root, "caption")
     assert found[-1] < found[0] - 0.3  # of the same few words in all captions, much is learned in eight steps
+    keys["towers"]["weights"] = "random"  # all of them are in the checkpoint
     opened = dual_encoder.build(from_tree(ModelConfig, keys), seed=1)
     opened.load_state_dict(checkpoint.load_weights(run.checkpoints))
     tokens = opened.tokenizer(["a red fox"])
