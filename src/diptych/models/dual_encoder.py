@@ -88,6 +88,7 @@ class DualEncoder(nn.Module):
         self.text_decoder = built.captioner.decoder if built.captioner is not None else None
         """What makes this a captioner; the towers then give tokens beside features."""
         self.spelling = built.captioner.spelling if built.captioner is not None else None
+        self.targets = built.captioner.targets if built.captioner is not None else next_words
         start = built.logit_scale if built.logit_scale is not None else math.log(1 / config.init_temperature)
         # Vectors of one: parameters without axes cannot be divided among ranks, and FSDP2 and ZeRO refuse them.
         self.logit_scale = nn.Parameter(torch.tensor([start]))
@@ -143,7 +144,10 @@ class DualEncoder(nn.Module):
         """The features of pictures and, of a captioner, their tokens, from one pass."""
         pixels = self.normalised(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(self.image_tower)):
-            return self._unit(self.image_tower(pixels))
+            features, tokens = _unit(self.image_tower(pixels))
+        if self.text_decoder is not None and tokens is None:
+            return features, features[:, None]
+        return features, tokens
 
     def normalised(self, images: UInt8[Tensor, "B 3 height width"]) -> Float[Tensor, "B 3 height width"]:
         """What the image tower sees of pictures: numbers of about zero mean and unit variance."""
@@ -153,19 +157,15 @@ class DualEncoder(nn.Module):
     def read(self, tokens: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B L W"] | None]:
         """The features of token ids and, of a captioner, what it makes of each of them, from one pass."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(self.text_tower)):
-            features, words = self._unit(self.text_tower(tokens))
+            features, words = _unit(self.text_tower(tokens))
         # A text tower may need padding that is not there; the decoder does not.
         return features, words[:, : tokens.shape[1]] if words is not None else None
 
-    def _unit(self, found: Any) -> tuple[Tensor, Tensor | None]:
-        features, tokens = found if self.text_decoder is not None else (found, None)
-        return F.normalize(features.float(), dim=-1), tokens
-
     def next_word_logits(
         self, images: UInt8[Tensor, "B 3 height width"], tokens: Int[Tensor, "B L"]
-    ) -> Float[Tensor, "B L-1 V"]:
-        """What a captioner makes of each word but the last: logits of the one behind it. All of them at once: for
-        tests, and for captions that are compared word by word."""
+    ) -> Float[Tensor, "B foretold V"]:
+        """Logits of the words of `targets`, of a captioner: of all but the first (CoCa), or of all (a language model).
+        All of them at once: for tests, and for captions that are compared word by word."""
         assert self.text_decoder is not None, "the caller sees to it that the model writes captions"
         _, image_tokens = self.see(images)
         _, words = self.read(tokens)
@@ -208,7 +208,7 @@ class DualEncoder(nn.Module):
             return Embeddings(image_features, features, scale, bias, hard)
         assert self.text_decoder is not None, "check_needs has seen to it that the model writes captions"
         assert words is not None
-        targets = next_words(tokens)
+        targets = self.targets(tokens)
         losses = self.text_decoder(image_tokens, words[:count, :-1], targets, caption)
         return Embeddings(image_features, features, scale, bias, hard, losses, (targets != IGNORED).sum(1))
 
@@ -229,6 +229,12 @@ class DualEncoder(nn.Module):
         """Keeps the scale at or below 100, as CLIP does (arXiv:2103.00020, section 2.5). After every optimizer step."""
         for part in sharding.held(self.logit_scale):
             part.clamp_(max=MAX_LOGIT_SCALE)
+
+
+def _unit(found: Any) -> tuple[Float[Tensor, "B D"], Tensor | None]:
+    """Features of unit norm, and the tokens beside them where a tower gives some."""
+    features, tokens = found if isinstance(found, tuple) else (found, None)
+    return F.normalize(features.float(), dim=-1), tokens
 
 
 def _learns(tower: nn.Module) -> bool:

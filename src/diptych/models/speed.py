@@ -51,7 +51,7 @@ def prepare(model: nn.Module, config: SpeedConfig) -> None:
 
 def _checkpoint(name: str, tower: nn.Module) -> None:
     innermost = [layer for layer in blocks(tower) if not any(True for _ in blocks(layer))]
-    if not innermost:
+    if not innermost and name.endswith("_tower"):  # prompts and a decoder without layers of its own need none
         raise ConfigError(f"the {name} has no layers that repeat · speed.checkpoint_activations · leave it off")
     for layer in innermost:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

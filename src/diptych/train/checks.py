@@ -52,7 +52,8 @@ def _check_captioner(model: DualEncoder, objective: Objective) -> None:
     if asked and decoder is None:
         raise ConfigError(
             "the objective has the term caption, and the model has no decoder · objective.regularisers · name a "
-            "captioner, such as coca_ViT-B-32, in model.towers.name, or give model.towers.multimodal"
+            "captioner, such as coca_ViT-B-32, in model.towers.name, or give model.towers.multimodal, or a language "
+            "model prefix_tokens"
         )
     if decoder is not None and not asked and any(parameter.requires_grad for parameter in decoder.parameters()):
         raise ConfigError(

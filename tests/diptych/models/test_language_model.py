@@ -31,6 +31,11 @@ def gpt2() -> Any:
     return transformers.GPT2Model(transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, **SIZE))
 
 
+def qwen() -> Any:
+    layers = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return transformers.Qwen2Model(transformers.Qwen2Config(**layers, num_key_value_heads=1, **SIZE))
+
+
 def bert() -> Any:
     layers = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     return transformers.BertModel(transformers.BertConfig(**layers, vocab_size=13))
@@ -61,15 +66,16 @@ def build(path: Path, **keys: Any) -> DualEncoder:
     return dual_encoder.build(from_tree(ModelConfig, config(path, **keys)), seed=0).eval()
 
 
-@pytest.mark.parametrize("kind", [llama, gpt2])
+@pytest.mark.parametrize("kind", [llama, gpt2, qwen])
 def test_features_are_those_of_single_captions(kind: Any, tmp_path: Path) -> None:
     path = folder(tmp_path / "lm", kind())
     model, theirs = build(path), type(kind()).from_pretrained(path).eval()
-    tokens = model.tokenizer(TEXTS)
+    # Not by WORDS: of Qwen's tokenizers transformers takes the words, and makes the rest itself.
+    tokens, tokenizer = model.tokenizer(TEXTS), transformers.AutoTokenizer.from_pretrained(path)
     with torch.no_grad():
         together = model.text_tower(tokens)
         for row, text in enumerate(TEXTS):
-            ids = [*[["<s>", "<e>", *WORDS].index(word) for word in text.split()][:15], 1]
+            ids = [*tokenizer(text).input_ids[:15], 1]
             state = theirs(torch.tensor([ids])).last_hidden_state[0, -1]
             torch.testing.assert_close(together[row], model.text_tower.projection(state), atol=1e-5, rtol=1e-5)
             alone = model.text_tower(tokens[row : row + 1, : len(ids)])

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from diptych.config import from_tree
+from diptych.errors import ConfigError
 from diptych.models import dual_encoder, speed
 from diptych.models.dual_encoder import ModelConfig
 from diptych.models.speed import SpeedConfig
@@ -46,6 +47,16 @@ def test_activations_computed_again_change_nothing(monkeypatch: pytest.MonkeyPat
     assert not calls
     assert all(a.equal(b) for a, b in zip(plain, gradients(SpeedConfig(checkpoint_activations=True), 5), strict=True))
     assert len(calls) == 4  # layers of both towers
+
+
+def test_what_stands_beside_the_towers_needs_no_layers() -> None:
+    adapters = [{"type": "context", "classes": ["fox", "cat"], "length": 4}]
+    model = dual_encoder.build(from_tree(ModelConfig, TWO_LAYERS | {"adapters": adapters}), seed=0)
+    speed.prepare(model, SpeedConfig(checkpoint_activations=True))
+    with pytest.raises(ConfigError, match="the image_tower has no layers that repeat"):
+        speed.prepare(
+            dual_encoder.build(from_tree(ModelConfig, TINY_MODEL), seed=0), SpeedConfig(checkpoint_activations=True)
+        )
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from diptych.config import Choice
+from diptych.models.captions import next_words
 
 
 class TextTokenizer(Protocol):
@@ -91,8 +92,8 @@ class BuiltTowers:
     """`embed_dim`, `vision_cfg`, `text_cfg` from which open_clip builds the same towers: what an export to it needs.
     None for towers that open_clip does not know."""
     captioner: "Captioner | None" = None
-    """Where there is one, the towers give tokens beside features: the image tower (features [B, D], [B, P, W]), the
-    text tower (features [B, D], [B, L, W])."""
+    """Where there is one, the text tower gives (features [B, D], words [B, L, W]), and the image tower may give
+    (features [B, D], tokens [B, P, W]); of one that does not, the features are the only token [B, 1, D]."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,12 @@ class Captioner:
     """What makes a captioner of two towers."""
 
     decoder: nn.Module
-    """Tokens of pictures and of the words before, to logits [B, L, V] of the next words, or to their losses [B]."""
-    spelling: "Spelling"
+    """Tokens of pictures and words, to logits of what `targets` gives, or to their losses [B]. The last word of the
+    longest caption is not handed to it: nothing follows."""
+    spelling: "Spelling | None"
+    """None: it foretells given captions and writes none of its own."""
+    targets: Callable[[Int[Tensor, "B L"]], Int[Tensor, "B foretold"]] = next_words
+    """From the token ids of captions to the right words that the decoder foretells, `IGNORED` where there is none."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diptych.errors import CheckpointError, ConfigError, one_line
 from diptych.models.towers.family import BuiltTowers, CachedTokenizer, Towers, padded_with
 from diptych.models.towers.hf import refusing
+from diptych.models.towers.prefix import captioner
 
 _LONGEST = 1 << 16
 
@@ -37,12 +38,17 @@ class LanguageModelTowers(Towers, name="language_model"):
     template: str = "{}"
     """What the model reads, with `{}` where the caption stands, such as `{} Summarise that in one word:`. What is too
     long is cut at its end, template included."""
+    prefix_tokens: int = 0
+    """Above 0 the model also foretells each word of a caption, with the term `caption` of the objective: behind this
+    many soft tokens, which `text_decoder.prefix` makes from the picture's feature. Features of texts see no picture."""
 
     def __post_init__(self) -> None:
         if "{}" not in self.template:
             raise ValueError(f"template {self.template!r} has no {{}} for the caption")
         if self.context_length < 2:
             raise ValueError(f"context_length must be at least 2, not {self.context_length}")
+        if self.prefix_tokens < 0:
+            raise ValueError(f"prefix_tokens must be at least 0, not {self.prefix_tokens}")
 
     def build(self) -> BuiltTowers:
         """See Towers. Raises ConfigError for what is no causal language model, CheckpointError for unusable weights."""
@@ -57,26 +63,32 @@ class LanguageModelTowers(Towers, name="language_model"):
             config = AutoConfig.from_pretrained(self.name, trust_remote_code=False)
             theirs = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
         self._check(config, theirs)
-        limit = getattr(config, "max_position_embeddings", None) or _LONGEST
-        if self.context_length > limit:
-            raise ConfigError(
-                f"captions cannot have {self.context_length} tokens, at most {limit} · model.towers.context_length"
-            )
         encode = _encoder(theirs, self.template, self.context_length)
-        tower = LastToken(self._model(config), theirs.eos_token_id, config.hidden_size, image.embed_dim)
+        tokenizer = CachedTokenizer(encode, self.context_length, lambda ids: str(theirs.decode(list(ids))))
+        model: Any = self._model(config)
+        tower = LastToken(
+            model.base_model if self.prefix_tokens else model, theirs.eos_token_id, config.hidden_size, image.embed_dim
+        )
+        writes = None
+        if self.prefix_tokens:
+            tower.output_tokens = True
+            with refusing(f"transformers' {config.model_type!r} foretells no words"):
+                writes = captioner(model, tokenizer, embed_dim=image.embed_dim, num_tokens=self.prefix_tokens)
         return BuiltTowers(
             image_tower=image.image_tower,
             text_tower=tower,
-            tokenizer=CachedTokenizer(encode, self.context_length, lambda ids: str(theirs.decode(list(ids)))),
+            tokenizer=tokenizer,
             embed_dim=image.embed_dim,
             pixels=image.pixels,
             logit_scale=None,
             logit_bias=None,
             open_clip_config=None,
+            captioner=writes,
         )
 
     def _check(self, config: Any, theirs: Any) -> None:
-        """Raises ConfigError for other kinds of models, and for a tokenizer that ends no text."""
+        """Raises ConfigError for other kinds of models, for a tokenizer that ends no text, and for texts that are too
+        long."""
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -88,17 +100,25 @@ class LanguageModelTowers(Towers, name="language_model"):
             raise ConfigError(f"{config.model_type!r} sees what follows, it is no causal language model · {self.name}")
         if theirs.eos_token_id is None:
             raise ConfigError(f"the tokenizer has no end-of-text token · {self.name} · give its files an eos_token")
+        limit = getattr(config, "max_position_embeddings", None) or _LONGEST
+        if self.context_length + self.prefix_tokens > limit:
+            behind = f" behind {self.prefix_tokens} of the picture" if self.prefix_tokens else ""
+            raise ConfigError(
+                f"captions cannot have {self.context_length} tokens{behind}, at most {limit - self.prefix_tokens} · "
+                "model.towers.context_length"
+            )
 
     def _model(self, config: Any) -> nn.Module:
-        """Without its head: nothing is written. In float32."""
-        from transformers import AutoModel
+        """In float32; with its head only where it is to foretell words."""
+        from transformers import AutoModel, AutoModelForCausalLM
 
+        kind: Any = AutoModelForCausalLM if self.prefix_tokens else AutoModel
         if self.weights == "random":
             with refusing(f"transformers cannot build {self.name!r}"):
-                found: nn.Module = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+                found: nn.Module = kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
                 return found
         try:
-            model, report = AutoModel.from_pretrained(
+            model, report = kind.from_pretrained(
                 self.name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         except Exception as error:  # whatever a damaged or foreign file makes of the readers
@@ -117,15 +137,20 @@ class LastToken(nn.Module):
         self.model = model
         self.end = end
         self.projection = nn.Linear(width, embed_dim, bias=False)
+        self.output_tokens = False
 
-    def forward(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
-        """Projected features, not normalised, of ids that are one higher than the model's."""
+    def forward(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B D"] | tuple[Tensor, Tensor]:
+        """Projected features, not normalised, of ids that are one higher than the model's; with `output_tokens` the
+        embeddings of the words [B, L, W] besides."""
         mask = tokens != 0
         ids = padded_with(tokens, self.end)
         states = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
         last = mask.sum(1) - 1
         found: Tensor = self.projection(states[torch.arange(len(states), device=states.device), last])
-        return found
+        if not self.output_tokens:
+            return found
+        embeddings: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        return found, embeddings(ids)
 
 
 def _encoder(theirs: Any, template: str, length: int) -> Callable[..., Int[Tensor, "B L"]]:

@@ -21,8 +21,8 @@ class RunTowers(Towers, name="run"):
 
         model = merged(open_run(RunFolder(self.run)))
         captioner = None
-        if model.text_decoder is not None and model.spelling is not None:
-            captioner = Captioner(model.text_decoder, model.spelling)
+        if model.text_decoder is not None:
+            captioner = Captioner(model.text_decoder, model.spelling, model.targets)
         return BuiltTowers(
             image_tower=model.image_tower,
             text_tower=model.text_tower,

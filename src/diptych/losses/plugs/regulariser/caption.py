@@ -23,7 +23,8 @@ class Caption(Regulariser, name="caption"):
     The mean is that of the whole batch, however its words fall on ranks and micro-batches.
     Source: arXiv:2205.01917 (weight 2 beside a contrastive weight of 1); arXiv:2204.02311, section 5 (ζ = 1e-4).
     Cost: the decoder and its vocabulary, forward and backward; logits of a few tokens at a time (`diptych.vocabulary`).
-    Use: with towers that have a `multimodal` part, to write captions, and features that know more than names.
+    Use: with towers that have a `multimodal` part, to write captions, and features that know more than names; with a
+    language model that has `prefix_tokens` (VladVA, arXiv:2412.04378).
     Verified: dense float64; 2 processes equal one, micro-batches equal the whole batch, padding changes nothing.
     """
 
