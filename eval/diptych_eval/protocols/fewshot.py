@@ -3,7 +3,7 @@
 OUT/
   cells.jsonl           one line per measurement: method, shots, seed, what it depends on, figures
   shards/K-SEED/        the pictures that were learned from
-  runs/METHOD/K-SEED/   the runs; a finished measurement needs its run no longer
+  runs/METHOD/K-SEED-…/ the runs, by what they depend on; a finished measurement needs its run no longer
   features/             of the base, by content
   fewshot.html          tables and curves
 """
@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diptych import __version__
 from diptych import log as logs
 from diptych.config import from_tree, to_tree
 from diptych.encoder import ModelEncoder
@@ -99,6 +100,10 @@ class _Comparison:
         self._tests = list(self._open_tests(embedder))
         count = len(self._train.set.names)
         self._learned = -(-count // 2) if plan.split == "base_to_new" else count
+        measured = [
+            [t.name, t.part.content, t.part.set.names, t.part.set.templates, t.first, t.last] for t in self._tests
+        ]
+        self._sets = [self._train.content, self._train.set.templates, self._learned, measured]
         draw(self._train.of_classes(0, self._learned), max(plan.shots), 0)  # told now, not after an hour
 
     def _build(self) -> DualEncoder:
@@ -158,8 +163,7 @@ class _Comparison:
         """What a cell's figures depend on."""
         plan, method = self._plan, self._methods.get(cell.method)
         own = [to_tree(method), plan.recipe, plan.epochs] if method is not None else []
-        sets = [plan.root, plan.split, plan.classes, plan.templates, [to_tree(other) for other in plan.others]]
-        parts = json.dumps([self._base.fingerprint, own, sets], sort_keys=True)
+        parts = json.dumps([self._base.fingerprint, own, self._sets, __version__], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     # --- one cell ------------------------------------------------------------------------------------------------
@@ -194,7 +198,8 @@ class _Comparison:
         train_part = self._train.of_classes(0, self._learned)
         drawn = train_part.rows(draw(train_part, cell.shots, cell.seed))
         shards = write(self._train, drawn, self._plan.out / "shards" / f"{cell.shots}-{cell.seed}")
-        folder = self._plan.out / "runs" / method.name.replace("/", "_") / f"{cell.shots}-{cell.seed}"
+        name = f"{cell.shots}-{cell.seed}-{self._mark(cell)}"  # what an earlier plan left is no beginning of this one
+        folder = self._plan.out / "runs" / method.name.replace("/", "_") / name
         done = train(self._plan.recipe_of(method, drawn.classes, cell, shards, folder))
         model = open_run(RunFolder(done.root))
         if method.tuned_share is not None:

@@ -99,7 +99,7 @@ def write_page(measured: Sequence[Measured], title: str, out: Path) -> None:
     template = environment.from_string(package.joinpath("protocols/fewshot.html.j2").read_text(encoding="utf-8"))
     style = Markup(package.joinpath("report/report.css").read_text(encoding="utf-8"))
     plots = [Markup(_curves(table)) for table in shown]
-    seeds = max((one.cell.seed for one in measured), default=0) + 1
+    seeds = len({one.cell.seed for one in measured if one.cell.shots})
     write_text(
         out,
         template.render(

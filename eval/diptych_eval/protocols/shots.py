@@ -25,6 +25,8 @@ class Part:
     set: ClassSet
     found: EmbeddedSet
     labels: Int[Tensor, " N"]
+    content: str
+    """Differs where the pictures or their labels do."""
 
     @classmethod
     def open(cls, embedder: Embedder, root: str, split: str, classes: str | None, templates: str | None) -> "Part":
@@ -34,7 +36,8 @@ class Part:
         found = embedder.pictures(chosen.pictures)
         labels = [item.labels for item in found.items]
         check_labels(chosen.pictures.where, [item.key for item in found.items], labels, len(chosen.names))
-        return cls(chosen, found, torch.tensor([some[0] for some in labels]))
+        content = f"{embedder.digest(chosen.pictures.files)}-{chosen.pictures.variant}"
+        return cls(chosen, found, torch.tensor([some[0] for some in labels]), content)
 
     def of_classes(self, first: int, last: int) -> Labelled:
         """Its pictures of the classes `first` to `last - 1`, numbered from 0."""

@@ -20,7 +20,7 @@ from diptych.testing import TINY_MODEL, tiny_sample
 from diptych_eval.labelled import Labelled
 from diptych_eval.protocols import fewshot
 from diptych_eval.protocols.baselines import Cache, harmonic_mean, mean_and_interval, top1
-from diptych_eval.protocols.page import tables
+from diptych_eval.protocols.page import tables, write_page
 from diptych_eval.protocols.plan import Cell, FewShotPlan
 
 NAMES = ["red fox", "wild cat", "guinea pig", "blue whale"]
@@ -63,6 +63,30 @@ def test_all_cells_are_measured_once(root: Path, monkeypatch: pytest.MonkeyPatch
     assert next(one.cell.method for one in fewshot.run(plan(root, methods=[]))) == "zero-shot"
     with pytest.raises(TypeError):
         fewshot.run(plan(root, methods=[COOP | {"epochs": 3}]))
+
+
+def test_other_pictures_at_the_same_place_are_measured_again(root: Path) -> None:
+    few = plan(root, methods=[], shots=[1], seeds=[0])
+    first = fewshot.run(few)[0].figures["top1"]
+    shard = root / "test" / "0.tar"
+    shard.with_name("0.tar.index.jsonl").unlink(missing_ok=True)
+    make.write_shard(shard, [tiny_sample(f"test-{i}", label=0) for i in range(20)])  # right for all, or for none
+    again = fewshot.run(few)[0].figures["top1"]
+    afresh = fewshot.run(plan(root, methods=[], shots=[1], seeds=[0], out=str(root.parent / "afresh")))
+    assert again == afresh[0].figures["top1"] != first
+
+
+def test_what_an_interrupted_plan_left_is_no_beginning_of_another(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fewshot, "open_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fewshot.run(plan(root, shots=[1], seeds=[0]))
+    longer = plan(root, shots=[1], seeds=[0], epochs=3)
+    expected = fewshot.run(plan(root, shots=[1], seeds=[0], epochs=3, out=str(root.parent / "afresh")))
+    assert fewshot.run(longer) == expected
 
 
 def test_zero_shot_is_the_task_of_that_name(root: Path) -> None:
@@ -145,6 +169,8 @@ def test_the_page_and_its_tables(root: Path, capsys: pytest.CaptureFixture[str])
     page = (root.parent / "out" / "fewshot.html").read_text()
     assert "<script" not in page
     assert "linear probe" in page
+    write_page([fewshot.Measured(Cell("probe", 1, seed), {"top1": 0.5}) for seed in (3, 7)], "", root / "page.html")
+    assert "over 2 draws" in (root / "page.html").read_text()
     measured = [
         fewshot.Measured(Cell("a<b>", shots, seed), {"top1": 0.25 * seed}) for shots in (1, 2) for seed in (0, 1, 2)
     ]
