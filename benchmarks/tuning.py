@@ -137,16 +137,20 @@ def _tune(work: Path, name: str, adapters: list[dict[str, Any]], seed: int) -> s
 
 # --- cost --------------------------------------------------------------------------------------------------------
 
-LORA = [{"type": "lora", "rank": 4, "targets": ["q_proj", "v_proj"]}]
+COSTED: dict[str, list[dict[str, Any]]] = {
+    "everything": [],
+    "LoRA, queries and values": [{"type": "lora", "rank": 4, "targets": ["q_proj", "v_proj"]}],
+    "LoRA, all layers": [{"type": "lora", "rank": 4}],  # as in `shots`
+}
 MODEL, BATCH, STEPS, WARMUP = "ViT-S-32-alt", 32, 8, 2
 
 
 def cost(work: Path) -> None:
-    """A step of the towers, everything or LoRA alone."""
+    """A step of the towers, everything or LoRA alone, in some of the layers or in all."""
     print(f"{hardware('cpu')}, torch {torch.__version__}; {MODEL}, batches of {BATCH}, fp32\n")
     print("| | trained | of all | s per step | of everything's | extra MiB | of everything's |")
     print("|---|--:|--:|--:|--:|--:|--:|")
-    found = {name: in_process(_cost, adapters) for name, adapters in (("everything", []), ("LoRA", LORA))}
+    found = {name: in_process(_cost, adapters) for name, adapters in COSTED.items()}
     all_seconds, all_bytes = found["everything"][2:]
     for name, (trained, share, seconds, extra) in found.items():
         print(
