@@ -46,6 +46,10 @@ class Pairs:
     """Of writing each caption, summed over its words."""
     caption_lengths: Int[Tensor, " B"] | None = None
     """How many words that were."""
+    match_right: Float[Tensor, " B"] | None = None
+    """The matching head's logits of the pairs, and"""
+    match_wrong: Float[Tensor, " M"] | None = None
+    """of pictures with captions of others."""
     class_logits: Float[Tensor, "B C"] | None = None
     """Of each picture and class."""
     prompt_losses: Float[Tensor, " B"] | None = None

@@ -13,6 +13,7 @@ from diptych.losses.batch import Moment, Pairs
 from diptych.losses.contrastive import ContrastiveLoss
 from diptych.losses.plugs.family import Regulariser
 from diptych.losses.plugs.regulariser.caption import Caption
+from diptych.losses.plugs.regulariser.matching import Matching
 from diptych.losses.settings import ContrastiveConfig
 from diptych.losses.table import SampleTable
 from diptych.seeding import derive
@@ -40,6 +41,11 @@ class ObjectiveConfig(Config):
         """Whether a term uses the batch's hard captions."""
         names = {plug.choice_name for plug in (*self.contrastive.candidates, *self.regularisers)}
         return bool(names & {"hard_captions", "own_hard_captions", "image_grounded", "text_grounded"})
+
+    @property
+    def wants_matching(self) -> bool:
+        """Whether a term asks the model's matching head about wrong pairs."""
+        return any(isinstance(term, Matching) for term in self.regularisers)
 
     @property
     def caption(self) -> TokenLoss | None:

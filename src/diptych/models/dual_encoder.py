@@ -16,6 +16,7 @@ from diptych.distributed import sharding
 from diptych.errors import ConfigError
 from diptych.models.adapters.family import Adapter
 from diptych.models.captions import next_words
+from diptych.models.matching import MatchHead, WrongPairs
 from diptych.models.prompts.family import ClassPrompts, ClassReading
 from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
 from diptych.seeding import derive
@@ -41,6 +42,9 @@ class ModelConfig(Config):
     """Softmax temperature at the start; logit_scale = ln(1 / temperature). Ignored when weights bring their own."""
     logit_bias: float | None = None
     """Start value of a learned bias on the logits (SigLIP uses -10); none: no bias but one that weights bring."""
+    matching: bool = False
+    """Whether a captioner gets a head that says if a caption belongs to a picture, for the objective's term `matching`
+    (ALBEF, arXiv:2107.07651)."""
     frozen: tuple[str, ...] = ()
     """Beginnings of the names of parameters that are not trained: `[image_tower]` is locked-image tuning
     (arXiv:2111.07991), `[image_tower.transformer.resblocks.0]` keeps a layer."""
@@ -72,6 +76,10 @@ class Embeddings(NamedTuple):
     """Summed over the words of each caption; where a captioner was asked for them."""
     caption_lengths: Int[Tensor, " B"] | None = None
     """How many words that were, the end of the text included."""
+    match_right: Float[Tensor, " B"] | None = None
+    """Logits of the pairs belonging together, and"""
+    match_wrong: Float[Tensor, " M"] | None = None
+    """of the wrong pairs; where these were given."""
     class_logits: Float[Tensor, "B C"] | None = None
     """Of each picture and class; where the model has prompts of classes and labels were given."""
     prompt_losses: Float[Tensor, " B"] | None = None
@@ -89,6 +97,8 @@ class DualEncoder(nn.Module):
         """What makes this a captioner; the towers then give tokens beside features."""
         self.spelling = built.captioner.spelling if built.captioner is not None else None
         self.targets = built.captioner.targets if built.captioner is not None else next_words
+        self.match_width = built.captioner.width if built.captioner is not None else None
+        self.match_head = self._match_head(built) if config.matching else None
         start = built.logit_scale if built.logit_scale is not None else math.log(1 / config.init_temperature)
         # Vectors of one: parameters without axes cannot be divided among ranks, and FSDP2 and ZeRO refuse them.
         self.logit_scale = nn.Parameter(torch.tensor([start]))
@@ -111,6 +121,15 @@ class DualEncoder(nn.Module):
             adapter.apply(self)
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise ConfigError("no parameter is left to train · model.frozen · leave something out")
+
+    def _match_head(self, built: BuiltTowers) -> nn.Module:
+        """Raises ConfigError where nothing sees picture and words together."""
+        if built.captioner is None or self.match_width is None:
+            raise ConfigError(
+                "no decoder sees picture and words together · model.matching · name a captioner, such as "
+                "coca_ViT-B-32, in model.towers.name, or give model.towers.multimodal"
+            )
+        return built.captioner.match_head or MatchHead(self.match_width)
 
     def _freeze(self, config: ModelConfig) -> None:
         """Raises ConfigError where a prefix is the beginning of no parameter's name."""
@@ -172,6 +191,15 @@ class DualEncoder(nn.Module):
         assert words is not None
         return self.text_decoder(image_tokens, words[:, :-1])
 
+    def match(
+        self, image_tokens: Float[Tensor, "B P W"], words: Float[Tensor, "B L W"], tokens: Int[Tensor, "B L"]
+    ) -> Float[Tensor, " B"]:
+        """Logits of captions belonging to pictures, of their tokens and what the text tower makes of these."""
+        assert self.match_head is not None, "the caller sees to it that the model has a matching head"
+        decoder: Any = self.text_decoder
+        logits: Tensor = self.match_head(decoder.hidden(image_tokens, words), tokens)
+        return logits
+
     def forward(
         self,
         images: UInt8[Tensor, "B 3 height width"],
@@ -179,6 +207,7 @@ class DualEncoder(nn.Module):
         hard_tokens: Int[Tensor, "B K L"] | None = None,
         caption: TokenLoss | None = None,
         labels: Int[Tensor, " B"] | None = None,
+        wrong: WrongPairs | None = None,
     ) -> Embeddings:
         """Both towers and the scale: everything an objective needs, in one call that wrappers can see.
 
@@ -186,31 +215,46 @@ class DualEncoder(nn.Module):
             hard_tokens: those of K hard captions of each picture, K above 0, embedded together with the others.
             caption: asks a captioner for the losses of its captions, made in this way.
             labels: the classes of the pictures; a model with prompts of classes reads these in place of the captions.
+            wrong: asks a matching head about these and about the pairs.
         """
         image_features, image_tokens = self.see(images)
         # Sums of one number: FSDP2 does not like views among what a module gives back.
         scale = self.logit_scale.exp().sum()
         bias = self.logit_bias.sum() if self.logit_bias is not None else None
         if self.class_prompts is not None and labels is not None:
-            found = self.read_classes(image_features)
-            with torch.autocast(images.device.type, enabled=False):
-                logits = found.logits(scale)
-            rows = torch.arange(len(labels), device=labels.device)
-            texts = found.features[labels] if found.features.ndim == 2 else found.features[rows, labels]
-            asked = found.losses[rows, labels] if found.losses is not None else None
-            return Embeddings(found.image_features, texts, scale, bias, class_logits=logits, prompt_losses=asked)
+            return self._among_classes(image_features, labels, scale, bias)
         count = len(tokens)
         both = tokens if hard_tokens is None else torch.cat([tokens, hard_tokens.flatten(0, 1)])
         text_features, words = self.read(both)
         hard = text_features[count:].unflatten(0, hard_tokens.shape[:2]) if hard_tokens is not None else None
         features = text_features[:count] if hard_tokens is not None else text_features
-        if caption is None:
-            return Embeddings(image_features, features, scale, bias, hard)
-        assert self.text_decoder is not None, "check_needs has seen to it that the model writes captions"
-        assert words is not None
-        targets = self.targets(tokens)
-        losses = self.text_decoder(image_tokens, words[:count, :-1], targets, caption)
-        return Embeddings(image_features, features, scale, bias, hard, losses, (targets != IGNORED).sum(1))
+        found = Embeddings(image_features, features, scale, bias, hard)
+        if self.text_decoder is None or image_tokens is None or words is None:
+            return found
+        if wrong is not None:
+            _, wrong_words = self.read(wrong.tokens)
+            assert wrong_words is not None, "as of the texts before"
+            found = found._replace(
+                match_right=self.match(image_tokens, words[:count], tokens),
+                match_wrong=self.match(image_tokens[wrong.images], wrong_words, wrong.tokens),
+            )
+        if caption is not None:
+            targets = self.targets(tokens)
+            losses = self.text_decoder(image_tokens, words[:count, :-1], targets, caption)
+            found = found._replace(caption_losses=losses, caption_lengths=(targets != IGNORED).sum(1))
+        return found
+
+    def _among_classes(
+        self, image_features: Float[Tensor, "B D"], labels: Int[Tensor, " B"], scale: Tensor, bias: Tensor | None
+    ) -> Embeddings:
+        """Pictures and the texts of their classes, with the logits of all classes."""
+        found = self.read_classes(image_features)
+        with torch.autocast(image_features.device.type, enabled=False):
+            logits = found.logits(scale)
+        rows = torch.arange(len(labels), device=labels.device)
+        texts = found.features[labels] if found.features.ndim == 2 else found.features[rows, labels]
+        asked = found.losses[rows, labels] if found.losses is not None else None
+        return Embeddings(found.image_features, texts, scale, bias, class_logits=logits, prompt_losses=asked)
 
     def read_classes(self, image_features: Float[Tensor, "B D"], names: Sequence[str] | None = None) -> ClassReading:
         """What classes are to some pictures, by the model's prompts.

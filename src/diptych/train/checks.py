@@ -1,5 +1,6 @@
 """Whether data, model, teacher and objective of a run go together: said before the first step."""
 
+from diptych import names
 from diptych.errors import ConfigError
 from diptych.losses.objective import Objective
 from diptych.models.dual_encoder import DualEncoder
@@ -55,10 +56,20 @@ def _check_captioner(model: DualEncoder, objective: Objective) -> None:
             "captioner, such as coca_ViT-B-32, in model.towers.name, or give model.towers.multimodal, or a language "
             "model prefix_tokens"
         )
-    if decoder is not None and not asked and any(parameter.requires_grad for parameter in decoder.parameters()):
+    matching = objective.config.wants_matching
+    if matching != (model.match_head is not None):
         raise ConfigError(
-            "nothing in the objective teaches the model's decoder · objective.regularisers · add caption, or freeze it "
-            "with model.frozen: [text_decoder]"
+            "a matching head and what teaches it go together · model.matching, and matching in objective.regularisers "
+            "· set both, or neither"
+        )
+    if decoder is None or asked:
+        return
+    # The matching head looks at all of a decoder but its vocabulary.
+    untaught = "text_decoder.text_projection" if matching else "text_decoder"
+    if any(p.requires_grad for name, p in model.named_parameters() if names.begins(name, untaught)):
+        raise ConfigError(
+            f"nothing in the objective teaches {untaught} · objective.regularisers · add caption, or freeze it with "
+            f"model.frozen: [{untaught}]"
         )
 
 
@@ -70,8 +81,10 @@ def _check_prompts(model: DualEncoder, objective: Objective) -> None:
             "the objective has the term classification, and the model has no prompts of classes · model.adapters · add "
             "context or class_names"
         )
-    if model.class_prompts is not None and "counter_present" in objective.needs:
-        raise ConfigError("prompts of classes read no captions · objective.regularisers: counter_images · leave it out")
+    if model.class_prompts is not None and ("counter_present" in objective.needs or objective.config.wants_matching):
+        raise ConfigError(
+            "prompts of classes read no captions · objective.regularisers · leave out counter_images and matching"
+        )
     if model.class_prompts is not None and not asked:
         raise ConfigError(
             "nothing in the objective teaches the prompts of classes · objective.regularisers · add classification"

@@ -1,6 +1,6 @@
 """One optimizer step."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,15 +11,16 @@ from diptych.data.batch import Batch
 from diptych.distributed.collectives import average_gradients
 from diptych.distributed.wrap import Engine
 from diptych.errors import DataError
-from diptych.losses.accumulate import Features, accumulate, gradient_sync
+from diptych.losses.accumulate import Features, RandomState, accumulate, gradient_sync
 from diptych.losses.batch import Moment, Pairs
 from diptych.losses.objective import Terms
 from diptych.losses.plugs.weights.inverse_propensity import surface_features
 from diptych.models.dual_encoder import DualEncoder, Embeddings
+from diptych.models.matching import WrongPairs
 from diptych.models.patch_dropout import keep_all_patches
 from diptych.optim import optimizers, schedules
 from diptych.seeding import derive
-from diptych.train import meters
+from diptych.train import meters, partners
 from diptych.train.recipe import Recipe
 from diptych.train.state import TrainState
 
@@ -73,6 +74,7 @@ class _Inputs:
     labels: Tensor | None
     counter_images: Tensor | None
     counter_tokens: Tensor | None
+    wrong: WrongPairs | None = None
 
     def with_counters(self) -> tuple[Tensor, Tensor]:
         """Pictures and tokens, those of counter-images behind all others: one pass for both."""
@@ -84,7 +86,7 @@ class _Inputs:
 def _apart(found: Embeddings, count: int) -> dict[str, Any]:
     """The first `count` rows as what they are, the rest as counter-images."""
     features = found._asdict()
-    for name in ("caption_losses", "caption_lengths"):
+    for name in ("caption_losses", "caption_lengths", "match_right"):
         features[name] = features[name][:count] if features[name] is not None else None
     counters = {"counter_images": found.image_features[count:], "counter_texts": found.text_features[count:]}
     own = {"image_features": found.image_features[:count], "text_features": found.text_features[:count]}
@@ -96,12 +98,14 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
     device = engine.device
     parts = _parts(batch, device, recipe.micro_batch or len(batch.images))
     known, image_known, text_known = _known(engine, state, batch, parts)
+    if state.objective.config.wants_matching:
+        parts = _with_wrong_pairs(engine, state, parts, known["caption_ids"], moment)
 
     def embed(inputs: _Inputs) -> Features:
         with engine.autocast(), record_function("diptych.forward"):
             asked = state.objective.config.caption
             images, tokens = inputs.with_counters()
-            found = state.wrapped(images, tokens, inputs.hard_tokens, asked, inputs.labels)
+            found = state.wrapped(images, tokens, inputs.hard_tokens, asked, inputs.labels, inputs.wrong)
             return found._asdict() if images is inputs.images else _apart(found, len(inputs.images))
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
@@ -134,6 +138,21 @@ def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:
         for column in columns
     ]
     return [_Inputs(*part) for part in zip(*divided, strict=True)]
+
+
+def _with_wrong_pairs(
+    engine: Engine, state: TrainState, parts: list[_Inputs], caption_ids: Tensor, moment: Moment
+) -> list[_Inputs]:
+    """Each part with wrong pairs of the whole batch that look right, by a pass that sees what the next one will."""
+    with torch.no_grad(), engine.autocast(), RandomState().replayed(), record_function("diptych.partners"):
+        found = [state.wrapped(part.images, part.tokens) for part in parts]
+    image, text = (torch.cat([getattr(part, f"{m}_features") for part in found]) for m in ("image", "text"))
+    group = state.objective.groups.at(moment.step)
+    seed = derive(moment.seed, "partners", moment.step)
+    drawn = partners.draw(image, text, found[0].logit_scale, caption_ids, group, seed=seed)
+    wrong = partners.wrong_pairs(drawn, torch.cat([part.tokens for part in parts]), group)
+    divided = partners.divided(wrong, [len(part.images) for part in parts])
+    return [replace(part, wrong=own) for part, own in zip(parts, divided, strict=True)]
 
 
 def _known(

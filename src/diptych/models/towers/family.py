@@ -105,6 +105,10 @@ class Captioner:
     longest caption is not handed to it: nothing follows."""
     spelling: "Spelling | None"
     """None: it foretells given captions and writes none of its own."""
+    width: int | None = None
+    """Of what the decoder's `hidden` makes of picture and words, from which a head can judge; None: it has no such."""
+    match_head: nn.Module | None = None
+    """That head, where the weights bring one."""
     targets: Callable[[Int[Tensor, "B L"]], Int[Tensor, "B foretold"]] = next_words
     """From the token ids of captions to the right words that the decoder foretells, `IGNORED` where there is none."""
 

@@ -82,7 +82,7 @@ class OpenClipTowers(Towers, name="open_clip"):
         captioner = None
         if isinstance(decoder := getattr(model, "text_decoder", None), CaptionDecoder):
             check_fit(model.visual, model.text, decoder)
-            captioner = Captioner(decoder, _spelling(config["text_cfg"]))
+            captioner = Captioner(decoder, _spelling(config["text_cfg"]), width=decoder.width)
         _accept_trimmed_tokens(model.text)
         size = model.visual.image_size
         return BuiltTowers(

@@ -22,7 +22,9 @@ class RunTowers(Towers, name="run"):
         model = merged(open_run(RunFolder(self.run)))
         captioner = None
         if model.text_decoder is not None:
-            captioner = Captioner(model.text_decoder, model.spelling, model.targets)
+            captioner = Captioner(
+                model.text_decoder, model.spelling, model.match_width, model.match_head, model.targets
+            )
         return BuiltTowers(
             image_tower=model.image_tower,
             text_tower=model.text_tower,

@@ -1,0 +1,34 @@
+"""Whether a caption belongs to a picture: one number of what a captioner's decoder makes of both."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class WrongPairs(NamedTuple):
+    """Pictures of a forward pass with captions of others."""
+
+    images: Int[Tensor, " M"]
+    """Rows of the pictures."""
+    tokens: Int[Tensor, "M L"]
+    """Captions that are not theirs."""
+
+
+class MatchHead(nn.Module):
+    """Reads the end of the text, which has seen all of its words and, through the decoder, the picture.
+
+    Source: arXiv:2107.07651 (ALBEF), section 3.2: image-text matching; its two logits are one here, their difference.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+
+    def forward(self, hidden: Float[Tensor, "B L W"], tokens: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        """Logits of belonging together, of what the decoder makes of each token."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        last = torch.where(tokens != 0, places, 0).amax(1)  # id 0 stands within captions too
+        found: Tensor = self.linear(hidden[torch.arange(len(hidden), device=hidden.device), last])
+        return found.squeeze(1).float()
