@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
@@ -183,6 +183,34 @@ class Embedder:
         found = CaptionedSet(items, faults, pictures, tuple(text for part in parts for text in part))
         self._save(key, torch.empty(0), _notes(found) | {"captions": found.captions})
         return found
+
+    def matches(
+        self, found: EmbeddedSet, texts: Sequence[str], rows: Int[Tensor, " P"], places: Int[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        """Logits of the matching head, of rows of a set and places among texts. Every rank must call.
+
+        Raises:
+            DataError: the model has no such head.
+        """
+        encoder = self.encoder if isinstance(self.encoder, ModelEncoder) else None
+        if encoder is None or encoder.model.match_head is None:
+            raise DataError(
+                f"the model has no matching head · {found.pictures.where} · leave out rerank, or train one with "
+                "model.matching"
+            )
+        row_of = {item.number: row for row, item in enumerate(found.items)}
+        order = rows.argsort(stable=True)
+        ends = torch.searchsorted(rows[order], torch.arange(len(found)), right=True).tolist()
+        pairs_of = [order[first:last] for first, last in zip([0, *ends], ends, strict=False)]
+
+        def match(batch: Batch) -> Tensor:
+            pairs = [pairs_of[row_of[item.number]] for item in batch.items]
+            images = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(some) for some in pairs]))
+            return encoder.match(batch.images, texts, images, places[torch.cat(pairs)])
+
+        view = self.encoder.view
+        parts, _, _ = self._pass(found.pictures, lambda picture, _: view(picture), match, title="pairs")
+        return torch.empty(len(rows)).index_copy_(0, order, torch.cat(parts))
 
     def _key(self, pictures: Pictures, *name: str) -> str:
         return _hash(self.fingerprint, self.digest(pictures.files), repr(self.encoder.view), *name)

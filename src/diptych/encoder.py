@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -72,6 +72,29 @@ class ModelEncoder:
         parts = [self.model.encode_text(trim(rows).to(self._device)).cpu() for rows in batches]
         features = torch.cat(parts)
         return torch.empty_like(features).index_copy_(0, order, features)
+
+    @torch.no_grad()  # see above
+    def match(
+        self,
+        images: UInt8[Tensor, "B 3 height width"],
+        texts: Sequence[str],
+        rows: Int[Tensor, " P"],
+        places: Int[Tensor, " P"],
+    ) -> Float[Tensor, " P"]:
+        """Logits of the matching head, of pairs of a row of pictures and a place among texts. Call it only of a model
+        that has one (`model.match_head`)."""
+        image_tokens = self.model.see(images.to(self._device))[1]
+        assert image_tokens is not None, "a matching head stands on a captioner"
+        order = places.argsort(stable=True)  # a text is read once for all of its pairs
+        found = []
+        for pairs in order.split(_TEXT_BATCH.get(self._device.type, _TEXT_BATCH["cuda"])):
+            some, which = places[pairs].unique(return_inverse=True)
+            tokens = trim(self.model.tokenizer([texts[place] for place in some.tolist()])).to(self._device)
+            _, words = self.model.read(tokens)
+            assert words is not None, "as of the pictures"
+            which, at = which.to(self._device), rows[pairs].to(self._device)
+            found.append(self.model.match(image_tokens[at], words[which], tokens[which]).cpu())
+        return torch.empty(len(rows)).index_copy_(0, order, torch.cat(found)) if found else torch.empty(0)
 
     @torch.no_grad()  # see above
     def read_classes(

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
+import torch
+
 from diptych_eval import metrics
 from diptych_eval.captioned import CaptionedTask
 from diptych_eval.embedder import Embedder
+from diptych_eval.rerank import ranks_again
 from diptych_eval.tasks.family import Items, Matches, Outcome
 
 _AT = (1, 5, 10)
@@ -24,6 +27,12 @@ class Retrieval(CaptionedTask, name="retrieval"):
 
     equal_texts: Literal["each", "one"] = "each"
     """Whether captions with the same words are candidates of their own, or one."""
+    rerank: int = 0
+    """Above 0: this many nearest candidates are put in the order of the model's matching head (ALBEF)."""
+
+    def __post_init__(self) -> None:
+        if self.rerank < 0:
+            raise ValueError(f"rerank must be at least 0, not {self.rerank}")
 
     def run(self, embedder: Embedder) -> Outcome:
         """See Task. Raises DataError for a picture without caption."""
@@ -32,6 +41,11 @@ class Retrieval(CaptionedTask, name="retrieval"):
         texts, right = _candidates(captions, together=self.equal_texts == "one")
         features = embedder.texts(texts)
         to_text, to_image = metrics.ranks_both_ways(found.features, features, right)
+        if self.rerank:
+            again = ranks_again(embedder, found, texts, right, self.rerank)
+            to_text, to_image = (
+                torch.where(new > 0, new, old) for new, old in zip(again, (to_text, to_image), strict=True)
+            )
         figures: dict[str, float] = {}
         tables = []
         keys = tuple(item.key for item in found.items)

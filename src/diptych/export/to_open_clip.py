@@ -8,6 +8,7 @@ FOLDER/
 
 import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from diptych.export.check import CAPTIONS, TOLERANCE, Difference, Peer, as_used,
 from diptych.export.folder import building
 from diptych.models.dual_encoder import DualEncoder
 
+log = logging.getLogger(__name__)
 _NAMES = {"image_tower.": "visual.", "text_tower.": "text."}
 LIBRARY = card.Library(
     "open_clip",
@@ -54,6 +56,8 @@ def export(
         raise ConfigError(
             "open_clip cannot build these towers · model.towers · only those of `type: open_clip` go there"
         )
+    if model.match_head is not None:
+        log.warning("the matching head is left out: open_clip has no place for it")
     with building(folder, overwrite=overwrite) as unfinished:
         config = json.dumps(_config(model, model.open_clip_config), indent=2)
         (unfinished / "open_clip_config.json").write_text(config + "\n", encoding="utf-8")
@@ -87,6 +91,8 @@ def _config(model: DualEncoder, towers: dict[str, Any]) -> dict[str, Any]:
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
+        if name.startswith("match_head."):
+            continue
         for ours, theirs in _NAMES.items():
             if name.startswith(ours):
                 name = theirs + name.removeprefix(ours)

@@ -10,6 +10,7 @@ import diptych
 from diptych.errors import CheckpointError
 from diptych.export import to_open_clip
 from diptych.models.dual_encoder import DualEncoder
+from diptych.models.matching import MatchHead
 
 Make = Callable[..., DualEncoder]
 TEXTS = ["a red fox", "the cat on the grass!", "a photo of a cat on the red grass of a fox " * 9]
@@ -46,10 +47,14 @@ def test_who_opens_it_fetches_no_other_weights(tmp_path: Path, make: Make) -> No
     diptych.load(str(tmp_path / "out"))
 
 
-def test_captioners_write_the_same_there_and_back_here(tmp_path: Path, make: Make) -> None:
+def test_captioners_write_the_same_there_and_back_here(
+    tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     vision, text = {"attentional_pool": True, "attn_pooler_queries": 5}, {"embed_cls": True}
     model = make(vision=vision, text=text, embed_dim=32, multimodal_cfg={"layers": 2, "heads": 2})
+    model.match_head = MatchHead(32)
     to_open_clip.export(model, tmp_path / "out")
+    assert "the matching head is left out" in caplog.text
     theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'out'}", precision="fp32")
     assert type(theirs).__name__ == "CoCa"
     again = diptych.load(str(tmp_path / "out")).model
