@@ -64,6 +64,8 @@ class CounterRows:
     """Of the captions that they show."""
     present: Bool[Tensor, " n"]
     """Whether the sample has one; where not, its own picture and caption stand there."""
+    caption_ids: Int[Tensor, " n"]
+    """Of the captions that they show, as those of the samples."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Rows:
     sample_ids: Int[Tensor, " n"]
     """Equal for the same sample of the same shard, on every rank and in every epoch."""
     hard_tokens: Int[Tensor, "n K context"]
+    hard_ids: Int[Tensor, "n K"]
+    positive_tokens: Int[Tensor, "n P context"]
     second_tokens: Int[Tensor, "n context"] | None
     teacher_tokens: Int[Tensor, "n context"] | None
     labels: Int[Tensor, " n"] | None = None
@@ -109,6 +113,10 @@ class Batch:
     """Equal for the same sample of the same shard, on every rank and in every epoch."""
     hard_tokens: Int[Tensor, "B K L"]
     """Those of K hard captions each (K may be 0), as long as `tokens`."""
+    hard_ids: Int[Tensor, "B K"]
+    """Equal to `caption_ids` of equal captions."""
+    positive_tokens: Int[Tensor, "B P L"]
+    """Those of P further right captions each (P may be 0), as long as `tokens`."""
     second_tokens: Int[Tensor, "B L2"] | None
     """Of a second caption of each picture, where `data.captions.second_views` asks for one."""
     teacher_tokens: Int[Tensor, "B L3"] | None
@@ -142,25 +150,32 @@ def merge(chunks: Sequence[Chunk], *, text_multiple: int = 1, pinned: bool = Fal
     def trimmed(name: str) -> Tensor | None:
         return trim(rows(name), text_multiple) if getattr(chunks[0].rows, name) is not None else None
 
-    # One length for right and hard captions, so that they can be embedded together.
-    tokens, hard_tokens = rows("tokens"), rows("hard_tokens")
+    # One length for right, hard and further captions, so that they can be embedded together.
     has_counters = chunks[0].rows.counters is not None
-    counter_tokens = rows("counters.tokens") if has_counters else tokens[:0]
-    together = trim(torch.cat([tokens, counter_tokens, hard_tokens.flatten(0, 1)]), text_multiple)
-    hard_start = len(tokens) + len(counter_tokens)
+    kinds = [rows("tokens"), *(rows(f"{kind}_tokens") for kind in ("hard", "positive"))]
+    kinds += [rows("counters.tokens")] if has_counters else []
+    together = trim(torch.cat([kind.flatten(0, -2) for kind in kinds]), text_multiple)
+    parts = together.split([kind.flatten(0, -2).shape[0] for kind in kinds])
+    tokens, hard_tokens, positive_tokens, *counter_tokens = (
+        part.view(*kind.shape[:-1], together.shape[1]) for part, kind in zip(parts, kinds, strict=True)
+    )
     return Batch(
         images=rows("images"),
-        tokens=together[: len(tokens)],
+        tokens=tokens,
         keys=tuple(keys[number] for number in range(len(keys))),
         caption_ids=rows("caption_ids"),
         sample_ids=rows("sample_ids"),
-        hard_tokens=together[hard_start:].view(*hard_tokens.shape[:2], together.shape[1]),
+        hard_tokens=hard_tokens,
+        hard_ids=rows("hard_ids"),
+        positive_tokens=positive_tokens,
         second_tokens=trimmed("second_tokens"),
         teacher_tokens=trimmed("teacher_tokens"),
         cursors=Cursors.merge([chunk.cursors for chunk in chunks]),
         faults=tuple(fault for chunk in chunks for fault in chunk.faults),
         labels=rows("labels") if chunks[0].rows.labels is not None else None,
-        counters=CounterRows(rows("counters.images"), together[len(tokens) : hard_start], rows("counters.present"))
+        counters=CounterRows(
+            rows("counters.images"), counter_tokens[0], rows("counters.present"), rows("counters.caption_ids")
+        )
         if has_counters
         else None,
     )

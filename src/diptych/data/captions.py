@@ -92,6 +92,21 @@ class HardCaptionConfig(Config):
 
 
 @dataclass(frozen=True)
+class PositiveCaptionConfig(Config):
+    """Further right captions of a picture, such as parts of its caption."""
+
+    columns: tuple[str, ...] = ("sub", "paraphrase")
+    """Columns of the JSON member's captions that hold them."""
+    count: int = 2
+    """Texts per picture and step: drawn without repetition, or with it where there are fewer; the caption itself where
+    there is none."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not self.columns:
+            raise ValueError("count must be at least 1, and columns must name at least one column")
+
+
+@dataclass(frozen=True)
 class CaptionConfig(Config):
     """Which caption a picture is trained with."""
 
@@ -109,6 +124,8 @@ class CaptionConfig(Config):
     """Changes of the caption; all off by default."""
     hard: HardCaptionConfig | None = None
     """Wrong captions beside the right one, for the objective's terms that use them; none: no such captions."""
+    positive: PositiveCaptionConfig | None = None
+    """Right captions beside the one, for the candidates `positive_captions`; none: no such captions."""
 
     def __post_init__(self) -> None:
         if not self.views:
@@ -120,7 +137,10 @@ class CaptionConfig(Config):
         """With `{language}` replaced in all columns' names."""
         views, second = (tuple(v.in_language(language) for v in views) for views in (self.views, self.second_views))
         hard = self.hard and replace(self.hard, column=self.hard.column.replace("{language}", language))
-        return replace(self, views=views, second_views=second, hard=hard)
+        positive = self.positive and replace(
+            self.positive, columns=tuple(column.replace("{language}", language) for column in self.positive.columns)
+        )
+        return replace(self, views=views, second_views=second, hard=hard, positive=positive)
 
 
 _MAX_BYTES = 4 << 20
@@ -204,8 +224,8 @@ def choose(captions: Captions, views: Sequence[CaptionView], config: CaptionConf
 
 def _usable(captions: Captions, column: str, config: CaptionConfig) -> list[tuple[int, str]]:
     """The cleaned texts of a column that are long enough, each with its place in the column."""
-    texts = (clean(text, max_chars=config.max_chars, form=config.form) for text in captions.texts(column))
-    return [(place, text) for place, text in enumerate(texts) if len(text) >= config.min_chars]
+    texts = enumerate(_cleaned(captions, column, config))
+    return [(place, text) for place, text in texts if len(text) >= config.min_chars]
 
 
 def _by_weight(views: Sequence[CaptionView], rng: np.random.Generator) -> CaptionView:
@@ -250,10 +270,26 @@ def choose_hard(captions: Captions, config: CaptionConfig, rng: np.random.Genera
     """
     if config.hard is None:
         return ()
-    texts = [clean(text, max_chars=config.max_chars, form=config.form) for text in captions.texts(config.hard.column)]
-    texts = [text for text in texts if text]
+    texts = [text for text in _cleaned(captions, config.hard.column, config) if text]
     if not texts:
         raise UnusableSample("no_hard_caption")
-    count = config.hard.count
+    return _some(texts, config.hard.count, rng)
+
+
+def choose_positive(
+    captions: Captions, caption: str, config: CaptionConfig, rng: np.random.Generator
+) -> tuple[str, ...]:
+    """The further right captions of a step; none where none are configured."""
+    if config.positive is None:
+        return ()
+    texts = [text for column in config.positive.columns for _, text in _usable(captions, column, config)]
+    return _some(texts or [caption], config.positive.count, rng)
+
+
+def _some(texts: Sequence[str], count: int, rng: np.random.Generator) -> tuple[str, ...]:
     chosen = rng.permutation(len(texts))[:count] if len(texts) >= count else rng.integers(len(texts), size=count)
     return tuple(texts[i] for i in chosen)
+
+
+def _cleaned(captions: Captions, column: str, config: CaptionConfig) -> list[str]:
+    return [clean(text, max_chars=config.max_chars, form=config.form) for text in captions.texts(column)]

@@ -47,6 +47,8 @@ class Prepared:
     """Its class, where the source brings classes."""
     counter: Counter | None = None
     """Where the source brings counter-images and this sample has one."""
+    positive_captions: tuple[str, ...] = ()
+    """Right ones beside the caption."""
 
 
 def prepare(raw: RawSample, source: Source, size: int, *, rng: np.random.Generator, cache: "PixelCache") -> Prepared:
@@ -69,7 +71,8 @@ def prepare(raw: RawSample, source: Source, size: int, *, rng: np.random.Generat
     identity = derive(0, source.name, source.labels[raw.shard], raw.key, raw.number)
     label = class_number(raw.members) if source.with_classes else None
     counter = _counter(raw, captions, source, size, rng=rng) if source.with_counters else None
-    return Prepared(raw.key, identity, caption, hard, second, pixels, draws, label, counter)
+    positive = texts.choose_positive(captions, caption, config, rng)
+    return Prepared(raw.key, identity, caption, hard, second, pixels, draws, label, counter, positive)
 
 
 def _counter(
@@ -155,21 +158,38 @@ def rows(
         teacher_tokenizer: of a teacher, which reads the captions in its own ids and as long as it takes them.
     """
     captions = [sample.caption for sample in samples]
-    hard = [text for sample in samples for text in sample.hard_captions]
+    hard, positive = [sample.hard_captions for sample in samples], [sample.positive_captions for sample in samples]
     second = [sample.second_caption for sample in samples if sample.second_caption is not None]
     config = sources[0].captions  # the settings see to it that all sources bring the same kinds of captions
-    hard_count = config.hard.count if config.hard is not None else 0
     return Rows(
         images=_views(samples, of, sources, form.image_size),
         tokens=encode(captions, tokenizer, form.context_length),
-        caption_ids=torch.tensor([derive(0, caption) for caption in captions], dtype=torch.long),
+        caption_ids=_ids(captions),
         sample_ids=torch.tensor([sample.identity for sample in samples], dtype=torch.long),
-        hard_tokens=encode(hard, tokenizer, form.context_length).view(len(samples), hard_count, form.context_length),
+        hard_tokens=_several(hard, config.hard, tokenizer, form),
+        hard_ids=_ids([text for texts in hard for text in texts]).view(len(samples), -1),
+        positive_tokens=_several(positive, config.positive, tokenizer, form),
         second_tokens=encode(second, tokenizer, form.context_length) if config.second_views else None,
         teacher_tokens=teacher_tokenizer(captions) if teacher_tokenizer is not None else None,
         labels=_labels(samples) if sources[0].with_classes else None,
         counters=_counters(samples, of, sources, form, tokenizer) if sources[0].with_counters else None,
     )
+
+
+def _ids(captions: Sequence[str]) -> Int[Tensor, " n"]:
+    return torch.tensor([derive(0, caption) for caption in captions], dtype=torch.long)
+
+
+def _several(
+    captions: Sequence[Sequence[str]],
+    config: texts.HardCaptionConfig | texts.PositiveCaptionConfig | None,
+    tokenizer: Tokenizer,
+    form: Form,
+) -> Int[Tensor, "n K context"]:
+    """Tokens of K captions of each sample; K is 0 where none are configured."""
+    count = config.count if config is not None else 0
+    tokens = encode([text for some in captions for text in some], tokenizer, form.context_length)
+    return tokens.view(len(captions), count, form.context_length)
 
 
 def _counters(
@@ -185,6 +205,7 @@ def _counters(
         images=_views(stand_in, of, sources, form.image_size),
         tokens=encode([sample.caption for sample in stand_in], tokenizer, form.context_length),
         present=torch.tensor([sample.counter is not None for sample in samples]),
+        caption_ids=_ids([sample.caption for sample in stand_in]),
     )
 
 

@@ -101,9 +101,14 @@ class DataConfig(Config):
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"sources must have different names, not {', '.join(names)}")
-        kinds = {(c.hard.count if c.hard is not None else 0, bool(c.second_views)) for c in self.caption_configs}
+        kinds = {
+            (c.hard and c.hard.count, c.positive and c.positive.count, bool(c.second_views))
+            for c in self.caption_configs
+        }
         if len(kinds) > 1:
-            raise ValueError("all sources must bring as many hard captions, and a second caption or none")
+            raise ValueError(
+                "all sources must bring as many hard and further right captions, and a second caption or none"
+            )
         starts = [0, *(change.at_samples for change in self.weight_changes)]
         if sorted(set(starts)) != starts:
             raise ValueError("weight_changes must be in the order of at_samples, each above 0 and only once")

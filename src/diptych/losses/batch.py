@@ -41,7 +41,9 @@ class Pairs:
     text_known: Mapping[str, Float[Tensor, "B ..."]] = field(default_factory=dict)
     """What is known of the texts alone."""
     hard_captions: Float[Tensor, "B K D"] | None = None
-    """Unit-norm features of K wrong captions of each picture."""
+    """Unit-norm features of K wrong captions of each picture; `hard_ids`, which may be known, are their caption_ids."""
+    positive_captions: Float[Tensor, "B P D"] | None = None
+    """Unit-norm features of P further right captions of each picture."""
     caption_losses: Float[Tensor, " B"] | None = None
     """Of writing each caption, summed over its words."""
     caption_lengths: Int[Tensor, " B"] | None = None
@@ -57,7 +59,8 @@ class Pairs:
     counter_images: Float[Tensor, "B D"] | None = None
     """Unit-norm features of a picture of a wrong caption of each picture, and"""
     counter_texts: Float[Tensor, "B D"] | None = None
-    """of that caption. `counter_present`, which is known, says which rows have them."""
+    """of that caption. `counter_present`, which is known, says which rows have them; `counter_ids` are their
+    caption_ids."""
     teacher_scale: float | None = None
     """Multiplies cosines of `teacher_features`; none: the teacher is an average of the model and shares its scale."""
 
@@ -79,12 +82,12 @@ class Pairs:
                     raise ValueError(
                         f"{name} {list(value.shape)} must have {len(image)} rows · contrastive loss · one for each pair"
                     )
-        hard = self.hard_captions
-        if hard is not None and (hard.ndim != 3 or (hard.shape[0], hard.shape[2]) != tuple(image.shape)):
-            raise ValueError(
-                f"hard_captions {list(hard.shape)} must be [B, K, D] of image_features {list(image.shape)} · "
-                "contrastive loss · K captions for each picture"
-            )
+        for name, some in (("hard_captions", self.hard_captions), ("positive_captions", self.positive_captions)):
+            if some is not None and (some.ndim != 3 or (some.shape[0], some.shape[2]) != tuple(image.shape)):
+                raise ValueError(
+                    f"{name} {list(some.shape)} must be [B, K, D] of image_features {list(image.shape)} · "
+                    "contrastive loss · K captions for each picture"
+                )
         for name, scalar in (("logit_scale", self.logit_scale), ("logit_bias", self.logit_bias)):
             if scalar is not None and scalar.ndim:
                 raise ValueError(f"{name} {list(scalar.shape)} must be a scalar · contrastive loss · squeeze it")

@@ -43,6 +43,11 @@ class ObjectiveConfig(Config):
         return bool(names & {"hard_captions", "own_hard_captions", "image_grounded", "text_grounded"})
 
     @property
+    def wants_positive_captions(self) -> bool:
+        """Whether the contrastive term uses the batch's further right captions."""
+        return "positive_captions" in {plug.choice_name for plug in self.contrastive.candidates}
+
+    @property
     def wants_matching(self) -> bool:
         """Whether a term asks the model's matching head about wrong pairs."""
         return any(isinstance(term, Matching) for term in self.regularisers)

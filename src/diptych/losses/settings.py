@@ -77,7 +77,9 @@ _YES_OR_NO = ("identity", "same_caption", "same_label", "cwcl")
 _SEVERAL_RIGHT = ("identity", "same_caption", "same_label")
 _LOOK_AT_OTHERS = ("not_same_caption", "clusters", "false_negatives", "hardest", "inverse_propensity")
 _WITHOUT_OWN = ("decoupled", "clusters")
-_OF_SINGLE_ANCHORS = {"mochi", "own_hard_captions"}
+_OF_SINGLE_ANCHORS = {"mochi", "own_hard_captions", "positive_captions"}
+_KNOWN_CAPTIONS = {"hard_captions", "own_hard_captions", "positive_captions", "counter_pairs"}
+"""Of these it is known which captions they are."""
 
 
 def refusals(config: ContrastiveConfig) -> Iterator[str]:
@@ -171,10 +173,14 @@ def _refused_by_candidates(config: ContrastiveConfig) -> Iterator[str]:
     if config.temperature.choice_name == "adaptive":
         yield f"candidates {listed} with temperature adaptive: its penalty is over the batch; use learned or fixed"
     unknown = f"candidates {listed}: nothing of the kind is known of them that"
-    if blind := [name for name in weights if name in _LOOK_AT_OTHERS]:
+    looking = [name for name in _LOOK_AT_OTHERS if name != "not_same_caption" or names - _KNOWN_CAPTIONS]
+    if blind := [name for name in weights if name in looking]:
         yield f"{unknown} weights {', '.join(blind)} look at; drop one of the two"
-    if config.targets.choice_name in ("cwcl", "soft_labels", "same_caption", "same_label"):
-        yield f"{unknown} targets {config.targets.choice_name} look at; use identity"
+    targets = config.targets.choice_name
+    if targets in ("cwcl", "soft_labels", "same_label") or (targets == "same_caption" and names - _KNOWN_CAPTIONS):
+        yield f"{unknown} targets {targets} look at; use identity"
+    if "positive_captions" in names:
+        yield from _refused_by_positives(config)
     if "mochi" in names and (config.similarity.choice_name == "extrapolated" or "interpolated" in names):
         yield "candidates mochi with extrapolated or interpolated: both make new points of the same ones; use one"
     if names & _OF_SINGLE_ANCHORS:
@@ -190,6 +196,13 @@ def _refused_by_single_anchors(config: ContrastiveConfig, listed: str) -> Iterat
         yield f"candidates {listed} with label_smoothing: it is spread over candidates of all anchors; set it to 0"
     if any(plug.choice_name == "repulsion" for plug in config.weights):
         yield f"candidates {listed} with weights repulsion: it weighs candidates of all anchors; drop one of the two"
+
+
+def _refused_by_positives(config: ContrastiveConfig) -> Iterator[str]:
+    if (targets := config.targets.choice_name) not in ("identity", "same_caption"):
+        yield f"candidates positive_captions with targets {targets}: shares of right ones are equal; use identity"
+    if without := [plug.choice_name for plug in config.weights if plug.choice_name in _WITHOUT_OWN]:
+        yield f"candidates positive_captions with weights {without[0]}: it leaves out what is right; drop it"
 
 
 def _refused_by_queue(config: ContrastiveConfig) -> Iterator[str]:

@@ -25,6 +25,11 @@ def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = 
             "the objective uses hard captions and the data brings none · objective · name their column in "
             "data.captions.hard, or drop the terms that use them"
         )
+    if objective.config.wants_positive_captions != (recipe.data.caption_configs[0].positive is not None):
+        raise ConfigError(
+            "further right captions are brought and used together · data.captions.positive, and positive_captions in "
+            "objective.contrastive.candidates · set both, or neither"
+        )
     if lacking:
         raise ConfigError(
             f"the stream does not bring {', '.join(lacking)} · objective · choose other plugs, or call "
@@ -35,7 +40,7 @@ def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = 
     if ("counter_present" in objective.needs) != recipe.data.counter_images:
         raise ConfigError(
             "counter-images are brought and used together · data.counter_images, and counter_images in "
-            "objective.regularisers · set both, or neither"
+            "objective.regularisers or counter_pairs in objective.contrastive.candidates · set both, or neither"
         )
     if "teacher_features" in objective.needs:
         _check_widths(recipe, objective, teacher)

@@ -70,6 +70,7 @@ class _Inputs:
     images: Tensor
     tokens: Tensor
     hard_tokens: Tensor | None
+    """Hard captions, and behind them further right ones."""
     teacher_tokens: Tensor | None
     labels: Tensor | None
     counter_images: Tensor | None
@@ -93,6 +94,16 @@ def _apart(found: Embeddings, count: int) -> dict[str, Any]:
     return features | own | counters
 
 
+def _told_apart(features: Features, num_hard: int) -> dict[str, Any]:
+    """Hard captions and further right ones each by their name."""
+    both = features["hard_captions"]
+    if both is None:
+        return dict(features)
+    hard, positive = both[:, :num_hard], both[:, num_hard:]
+    given = {"hard_captions": hard, "positive_captions": positive}
+    return {**features, **{name: some if some.shape[1] else None for name, some in given.items()}}
+
+
 def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, moment: Moment) -> tuple[Pairs, Terms]:
     """The loss of this rank's rows, and gradients in the parameters."""
     device = engine.device
@@ -111,6 +122,7 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
         # Outside autocast: logits of a low-precision product would lose the differences that the loss is made of.
         scale = state.teacher.logit_scale if state.teacher is not None else None
+        features = _told_apart(features, batch.hard_tokens.shape[1])
         pairs = Pairs(**features, known=known, image_known=image_known, text_known=text_known, teacher_scale=scale)
         with record_function("diptych.loss"):
             terms = state.objective(pairs, moment)
@@ -129,9 +141,10 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
 
 def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:
     """A batch in pieces of at most `size` rows, on the device."""
-    hard = batch.hard_tokens if batch.hard_tokens.numel() else None
+    hard = torch.cat([batch.hard_tokens, batch.positive_tokens], 1)  # embedded together, told apart afterwards
     counters = (batch.counters.images, batch.counters.tokens) if batch.counters is not None else (None, None)
-    columns = (batch.images, batch.tokens, hard, batch.teacher_tokens, batch.labels, *counters)
+    hard_or_none = hard if hard.numel() else None
+    columns = (batch.images, batch.tokens, hard_or_none, batch.teacher_tokens, batch.labels, *counters)
     count = -(-len(batch.images) // size)
     divided = [
         column.to(device, non_blocking=True).split(size) if column is not None else (None,) * count
@@ -165,6 +178,9 @@ def _known(
         known["labels"] = _checked_labels(state.model, batch).to(engine.device, non_blocking=True)
     if batch.counters is not None:
         known["counter_present"] = batch.counters.present.to(engine.device, non_blocking=True)
+        known["counter_ids"] = batch.counters.caption_ids.to(engine.device, non_blocking=True)
+    if batch.hard_ids.numel():
+        known["hard_ids"] = batch.hard_ids.to(engine.device, non_blocking=True)
     if "sample_ids" in needs:
         known["sample_ids"] = batch.sample_ids.to(engine.device, non_blocking=True)
     if "surface_features" in needs:

@@ -15,7 +15,8 @@ def chunk(slots: list[int], *, longest: int) -> Chunk:
     images = number[:, None, None, None].to(torch.uint8).expand(-1, 4, 5, 3).contiguous().permute(0, 3, 1, 2)
     tokens = torch.zeros(len(slots), WIDTH, dtype=torch.long)
     tokens[:, :longest] = number[:, None]
-    rows = Rows(images, tokens, number, 10 * number, torch.zeros(len(slots), 0, WIDTH).long(), None, tokens)
+    none, hard = torch.zeros(len(slots), 0, WIDTH).long(), number[:, None] + 100
+    rows = Rows(images, tokens, number, 10 * number, none, hard, tokens[:, None, :], None, tokens)
     return Chunk(tuple(slots), tuple(f"k{slot}" for slot in slots), rows, Cursors(), ())
 
 

@@ -50,11 +50,21 @@ class Inputs:
     teacher_text: Tensor
     temperatures: Tensor
     surface: Tensor
+    positive: Tensor
+    counter_image: Tensor
+    counter_text: Tensor
+    hard_ids: Tensor
+    counter_ids: Tensor
     moment: Moment = field(default_factory=lambda: Moment(step=3, samples_seen=1000, seed=5))
 
     @property
     def leaves(self) -> list[Tensor]:
-        return [self.image, self.text, self.scale, self.bias, self.hard, self.temperatures]
+        more = [self.hard, self.positive, self.counter_image, self.counter_text]
+        return [self.image, self.text, self.scale, self.bias, self.temperatures, *more]
+
+    @property
+    def present(self) -> Tensor:
+        return self.counter_ids % 3 > 0
 
     def pairs(self) -> Pairs:
         known = {
@@ -65,6 +75,9 @@ class Inputs:
             "temperatures": self.temperatures,
             "surface_features": self.surface,
             "sample_weights": self.surface[:, 0] + 1,
+            "hard_ids": self.hard_ids,
+            "counter_ids": self.counter_ids,
+            "counter_present": self.present,
         }
         return Pairs(
             self.image,
@@ -75,11 +88,15 @@ class Inputs:
             {"teacher_features": self.teacher_image},
             {"teacher_features": self.teacher_text},
             self.hard,
+            self.positive,
+            counter_images=self.counter_image,
+            counter_texts=self.counter_text,
         )
 
 
 def inputs(rows: int, width: int = 12, *, scale: float = 14.0, seed: int = 0) -> Inputs:
     tokens = torch.randint(0, 9, (rows, 7), generator=torch.Generator().manual_seed(seed))
+    numbers = torch.Generator().manual_seed(seed + 11)
     made = Inputs(
         image=unit(rows, width, seed=seed + 1),
         text=unit(rows, width, seed=seed + 2),
@@ -92,6 +109,11 @@ def inputs(rows: int, width: int = 12, *, scale: float = 14.0, seed: int = 0) ->
         teacher_text=unit(rows, width, seed=seed + 7),
         temperatures=torch.linspace(0.05, 0.3, rows, dtype=torch.float64),
         surface=surface_features(tokens, width=32).double(),
+        positive=unit(rows, 3, width, seed=seed + 8),
+        counter_image=unit(rows, width, seed=seed + 9),
+        counter_text=unit(rows, width, seed=seed + 10),
+        hard_ids=torch.randint(0, rows, (rows, 2), generator=numbers),
+        counter_ids=torch.randint(0, rows, (rows,), generator=numbers),
     )
     for leaf in made.leaves:
         leaf.requires_grad_()
@@ -261,6 +283,56 @@ def with_columns(local: bool) -> Loss:
     return function
 
 
+def hard_that_are_right(data: Inputs) -> Tensor:
+    texts, ids = torch.cat([data.text, data.hard.flatten(0, 1)]), torch.cat([data.ids, data.hard_ids.flatten()])
+    image = cross_entropy(
+        data.scale * data.image @ texts.T, rows_normalised((data.ids[:, None] == ids[None, :]).double())
+    )
+    text = cross_entropy(data.scale * data.text @ data.image.T, rows_normalised(same(data).double()))
+    return (image.mean() + text.mean()) / 2
+
+
+def hard_left_out(data: Inputs) -> Tensor:
+    size = len(data.image)
+    texts, ids = torch.cat([data.text, data.hard.flatten(0, 1)]), torch.cat([data.ids, data.hard_ids.flatten()])
+    equal = (data.ids[:, None] == ids[None, :]) & ~torch.eye(size, len(ids), dtype=torch.bool)
+    image = cross_entropy(data.scale * data.image @ texts.T, torch.eye(size, len(ids)).double(), dropped(equal))
+    text = cross_entropy(data.scale * data.text @ data.image.T, eye(data), dropped(same(data) & ~own(data)))
+    return (image.mean() + text.mean()) / 2
+
+
+def counter_pairs(repeated: bool) -> Loss:
+    """Only those that are there, put behind the batch."""
+
+    def function(data: Inputs) -> Tensor:
+        def direction(a: Tensor, c: Tensor, modality: str) -> Tensor:
+            counters = data.counter_text if modality == "image" else data.counter_image
+            candidates = torch.cat([c, counters[data.present]])
+            ids = torch.cat([data.ids, data.counter_ids[data.present]])
+            right = torch.eye(len(a), len(ids), dtype=torch.float64)
+            if repeated:
+                right = rows_normalised((data.ids[:, None] == ids[None, :]).double())
+            return cross_entropy(data.scale * a @ candidates.T, right)
+
+        return both(data, direction)
+
+    return function
+
+
+def several_right(with_hard: bool, repeated: bool) -> Loss:
+    def function(data: Inputs) -> Tensor:
+        targets = same(data).double() if repeated else eye(data)
+        own_texts = torch.cat([data.positive, data.hard], 1) if with_hard else data.positive
+        logits = torch.cat([data.image @ data.text.T, torch.einsum("bd,bkd->bk", data.image, own_texts)], 1)
+        right = torch.zeros(own_texts.shape[:2], dtype=torch.float64)
+        right[:, :3] = 1
+        image = cross_entropy(data.scale * logits, rows_normalised(torch.cat([targets, right], 1)))
+        text = cross_entropy(data.scale * data.text @ data.image.T, rows_normalised(targets))
+        return (image.mean() + text.mean()) / 2
+
+    return function
+
+
 def per_anchor(data: Inputs) -> Tensor:
     return both(data, lambda a, c, _: cross_entropy(a @ c.T / data.temperatures[:, None], eye(data)))
 
@@ -365,6 +437,24 @@ CASES: dict[str, tuple[dict[str, Any], Loss]] = {
     "soft top-k": ({"normaliser": {"type": "soft_topk", "k": 2}, "targets": "same_caption"}, soft_topk),
     "hard captions": ({"candidates": ["hard_captions"]}, with_columns(local=False)),
     "own hard captions": ({"candidates": ["own_hard_captions"]}, with_columns(local=True)),
+    "hard captions that are right elsewhere": (
+        {"candidates": ["hard_captions"], "targets": "same_caption"},
+        hard_that_are_right,
+    ),
+    "hard captions that are left out elsewhere": (
+        {"candidates": ["hard_captions"], "weights": ["not_same_caption"]},
+        hard_left_out,
+    ),
+    "counter pairs": ({"candidates": ["counter_pairs"]}, counter_pairs(repeated=False)),
+    "counter pairs, same caption": (
+        {"candidates": ["counter_pairs"], "targets": "same_caption"},
+        counter_pairs(repeated=True),
+    ),
+    "positive captions": ({"candidates": ["positive_captions"]}, several_right(with_hard=False, repeated=False)),
+    "positive and own hard captions": (
+        {"candidates": ["own_hard_captions", "positive_captions"], "targets": "same_caption"},
+        several_right(with_hard=True, repeated=True),
+    ),
     "per anchor": ({"temperature": "per_anchor"}, per_anchor),
     "fixed": (
         {"temperature": {"type": "fixed", "temperature": 0.1}},
@@ -487,10 +577,11 @@ def test_half_precision_features_are_summed_in_float32(name: str) -> None:
         {key: value.float() if value.is_floating_point() else value for key, value in coarse.known.items()},
         {key: value.float() for key, value in coarse.image_known.items()},
         {key: value.float() for key, value in coarse.text_known.items()},
-        data.hard.bfloat16(),
+        data.hard.bfloat16(), data.positive.bfloat16(),
+        counter_images=data.counter_image.bfloat16(), counter_texts=data.counter_text.bfloat16(),
     )  # fmt: skip
     rounded = inputs(9)
-    for name_of in ("image", "text", "hard"):
+    for name_of in ("image", "text", "hard", "positive", "counter_image", "counter_text"):
         setattr(rounded, name_of, getattr(rounded, name_of).detach().bfloat16().double())
     config = from_tree(ContrastiveConfig, options)
     found = ContrastiveLoss(config, embed_dim=12)(half, ALONE, data.moment)
@@ -885,6 +976,11 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"candidates": ["mochi", "interpolated"]}, "new points"),
     ({"candidates": ["own_hard_captions"], "label_smoothing": 0.1}, "spread over candidates of all"),
     ({"candidates": ["mochi"], "weights": ["repulsion"]}, "weighs candidates of all"),
+    ({"candidates": ["interpolated"], "targets": "same_caption"}, "nothing of the kind"),
+    ({"candidates": ["hard_captions"], "targets": "cwcl"}, "nothing of the kind"),
+    ({"candidates": ["positive_captions"], "targets": "weighted_positive"}, "shares of right ones"),
+    ({"candidates": ["positive_captions"], "weights": ["decoupled"]}, "leaves out what is right"),
+    ({"candidates": ["positive_captions"], "normaliser": "sigmoid"}, "enter a softmax"),
     ({"weights": [{"type": "clusters", "numbers": []}]}, "positive"),
     ({"targets": {"type": "momentum", "ramp_samples": -1}}, "ramp_samples"),
 ]
@@ -954,5 +1050,16 @@ def test_what_a_plug_needs_must_be_known() -> None:
     data = inputs(4)
     with pytest.raises(ConfigError, match="caption_ids of the images is not known"):
         contrastive_loss(data.image, data.text, 10.0, targets="same_caption")
-    with pytest.raises(ConfigError, match="no hard captions"):
-        contrastive_loss(data.image, data.text, 10.0, candidates=["hard_captions"])
+    for plug, missing in (
+        ("hard_captions", "no hard captions"),
+        ("positive_captions", "no further captions"),
+        ("counter_pairs", "counter_present of the images is not known"),
+    ):
+        with pytest.raises(ConfigError, match=missing):
+            contrastive_loss(data.image, data.text, 10.0, candidates=[plug])
+    hard = Pairs(data.image, data.text, data.scale, known={"caption_ids": data.ids}, hard_captions=data.hard)
+    loss = ContrastiveLoss(
+        from_tree(ContrastiveConfig, {"candidates": ["hard_captions"], "targets": "same_caption"}), embed_dim=12
+    )
+    with pytest.raises(ConfigError, match="hard_ids of the texts is not known"):
+        loss(hard, ALONE)

@@ -45,6 +45,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "soft top-k": {"normaliser": {"type": "soft_topk", "k": 3}, "targets": "same_caption"},
     "hard captions": {"candidates": ["hard_captions"]},
     "own hard captions": {"candidates": ["own_hard_captions"]},
+    "hard captions, same caption": {"candidates": ["hard_captions"], "targets": "same_caption"},
+    "counter pairs": {"candidates": ["counter_pairs"]},
+    "counter pairs two-sided": {"candidates": ["counter_pairs"], "targets": "same_caption", "gather": TWO_SIDED},
+    "positive captions": {"candidates": ["positive_captions", "own_hard_captions"]},
     "queue": {"candidates": [{"type": "queue", "size": 20}], "targets": "momentum"},
     "mochi": {"candidates": [{"type": "mochi", "hardest": 4, "mixed": 3, "queried": 2}]},
     "mochi two-sided": {"candidates": [{"type": "mochi", "hardest": 4, "mixed": 3, "queried": 2}], "gather": TWO_SIDED},
@@ -78,6 +82,9 @@ def batch(rows: slice, step: int) -> Pairs:
         "label_features": mine(unit(SIZE, 5, seed=seed + 1)),
         "surface_features": mine(unit(SIZE, 8, seed=seed + 2).abs()),
         "temperatures": mine(torch.linspace(0.05, 0.2, SIZE, dtype=torch.float64)),
+        "hard_ids": mine(torch.arange(2 * SIZE).view(SIZE, 2) % 13),
+        "counter_ids": mine(torch.arange(SIZE) % 7),
+        "counter_present": mine(torch.arange(SIZE) % 5 > 1),
     }
     return Pairs(
         mine(unit(SIZE, WIDTH, seed=seed + 3)).requires_grad_(),
@@ -88,6 +95,9 @@ def batch(rows: slice, step: int) -> Pairs:
         {"teacher_features": mine(unit(SIZE, WIDTH, seed=seed + 5))},
         {"teacher_features": mine(unit(SIZE, WIDTH, seed=seed + 6))},
         mine(unit(SIZE, 2, WIDTH, seed=seed + 7)).requires_grad_(),
+        mine(unit(SIZE, 3, WIDTH, seed=seed + 8)).requires_grad_(),
+        counter_images=mine(unit(SIZE, WIDTH, seed=seed + 9)).requires_grad_(),
+        counter_texts=mine(unit(SIZE, WIDTH, seed=seed + 10)).requires_grad_(),
     )
 
 
@@ -104,9 +114,9 @@ def trained_steps(rank: int, world: int, tree: dict[str, Any], steps: int = 2) -
         pairs = batch(slice(rank * SIZE // world, (rank + 1) * SIZE // world), step)
         moment = Moment(step, 100 * step, seed=7)
         total = objective(pairs, moment).total
-        assert pairs.hard_captions is not None
-        leaves = [pairs.image_features, pairs.text_features, pairs.hard_captions, pairs.logit_scale, pairs.logit_bias]
-        leaves += list(objective.parameters())
+        more = (pairs.hard_captions, pairs.positive_captions, pairs.counter_images, pairs.counter_texts)
+        of_rows = [pairs.image_features, pairs.text_features, *(part for part in more if part is not None)]
+        leaves = [*of_rows, pairs.logit_scale, pairs.logit_bias, *objective.parameters()]
         gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         found["losses"].append(total.item())
         found["gradients"].append(gradients)
@@ -126,7 +136,7 @@ def equal_one_process(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> Non
                 continue
             parts = [torch.zeros_like(right) if part is None else part for part in parts]
             # each rank differentiates the sum of all losses, of which training takes the mean
-            together = torch.cat(parts) if place < 3 else torch.stack(parts).sum(0)
+            together = torch.cat(parts) if place < 6 else torch.stack(parts).sum(0)
             torch.testing.assert_close(together / world, right, atol=1e-10, rtol=1e-8)
     for name, right in alone["state"].items():
         for rank in ranks:

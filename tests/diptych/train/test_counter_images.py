@@ -21,6 +21,7 @@ from diptych.log import read_metrics
 from diptych.losses.batch import Pairs
 from diptych.losses.objective import Objective, ObjectiveConfig
 from diptych.models import dual_encoder
+from diptych.seeding import derive
 from diptych.testing import TinySample, tiny_sample
 from diptych.train import loop
 from diptych.train.recipe import Recipe
@@ -94,38 +95,51 @@ def test_pictures_and_captions_of_the_wrong_come_beside(countered: Path, tmp_pat
     assert found.present.tolist() == [int(key[-1]) % 3 > 0 for key in batch.keys]
     texts = [f"caption of {'not ' if there else ''}{key}" for key, there in zip(batch.keys, found.present, strict=True)]
     assert found.tokens.equal(model.tokenizer(texts)[:, : batch.tokens.shape[1]])
+    ids = [
+        derive(0, text) if there else own
+        for text, there, own in zip(texts, found.present, batch.caption_ids, strict=True)
+    ]
+    assert found.caption_ids.tolist() == ids
     same = (found.images == batch.images).flatten(1).all(1)
     assert same.equal(~found.present)
 
 
-def test_resumed_equals_unbroken(countered: Path, tmp_path: Path) -> None:
-    loop.train(recipe(countered, tmp_path / "whole"))
-    loop.train(recipe(countered, tmp_path / "parts"))
+PAIRS = {"contrastive": {"candidates": ["counter_pairs"], "targets": "same_caption"}}
+WAYS = pytest.mark.parametrize("way", [TERM, PAIRS, TERM | PAIRS], ids=["term", "pairs", "both"])
+
+
+@WAYS
+def test_resumed_equals_unbroken(way: dict[str, Any], countered: Path, tmp_path: Path) -> None:
+    loop.train(recipe(countered, tmp_path / "whole", objective=way))
+    loop.train(recipe(countered, tmp_path / "parts", objective=way))
     make.forget_after(tmp_path / "parts", 4)
-    loop.train(recipe(countered, tmp_path / "parts"))
+    loop.train(recipe(countered, tmp_path / "parts", objective=way))
     first, second = (
         load_file(checkpoint.newest(tmp_path / run / "checkpoints") / "model.safetensors") for run in ("whole", "parts")
     )
     assert all(value.equal(second[name]) for name, value in first.items())
 
 
-def test_micro_batches_train_the_same(countered: Path, tmp_path: Path) -> None:
-    loop.train(recipe(countered, tmp_path / "whole"))
-    loop.train(recipe(countered, tmp_path / "parts", micro_batch=3))
+@WAYS
+def test_micro_batches_train_the_same(way: dict[str, Any], countered: Path, tmp_path: Path) -> None:
+    loop.train(recipe(countered, tmp_path / "whole", objective=way))
+    loop.train(recipe(countered, tmp_path / "parts", objective=way, micro_batch=3))
     torch.testing.assert_close(losses(tmp_path / "parts"), losses(tmp_path / "whole"), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.distributed
 def test_two_processes_equal_one(countered: Path, tmp_path: Path, launch: Callable[..., None]) -> None:
-    loop.train(recipe(countered, tmp_path / "one"))
-    (tmp_path / "two.yaml").write_text(dump(recipe(countered, tmp_path / "two")))
+    loop.train(recipe(countered, tmp_path / "one", objective=TERM | PAIRS))
+    (tmp_path / "two.yaml").write_text(dump(recipe(countered, tmp_path / "two", objective=TERM | PAIRS)))
     launch(tmp_path / "two.yaml")
     torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=5e-5, rtol=5e-5)
 
 
-def test_where_there_are_none_it_is_clip(shards: Path, tmp_path: Path) -> None:
-    loop.train(recipe(shards, tmp_path / "with"))
-    loop.train(recipe(shards, tmp_path / "without", data={"counter_images": False}, objective={}))
+@WAYS
+def test_where_there_are_none_it_is_clip(way: dict[str, Any], shards: Path, tmp_path: Path) -> None:
+    loop.train(recipe(shards, tmp_path / "with", objective=way))
+    plain = {"contrastive": {"targets": way.get("contrastive", {}).get("targets", "identity")}}
+    loop.train(recipe(shards, tmp_path / "without", data={"counter_images": False}, objective=plain))
     torch.testing.assert_close(losses(tmp_path / "with"), losses(tmp_path / "without"), atol=1e-5, rtol=1e-5)
 
 

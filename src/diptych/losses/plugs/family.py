@@ -103,11 +103,20 @@ class Weights(Plug, Choice):
 
 
 @dataclass(frozen=True)
+class Local:
+    """Candidates that only one anchor meets, for each anchor as many."""
+
+    features: Float[Tensor, "B K D"]
+    targets: Float[Tensor, "B K"]
+    """1 for those that are right, else 0."""
+
+
+@dataclass(frozen=True)
 class Layout:
     """Who is compared with whom."""
 
     grid: Grid
-    local: Mapping[Direction, Float[Tensor, "B K D"]] = field(default_factory=dict)
+    local: Mapping[Direction, Local] = field(default_factory=dict)
     """Candidates of single anchors, beside the grid's."""
 
 

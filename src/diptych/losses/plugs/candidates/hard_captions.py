@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.distributed.collectives import all_gather
+from diptych.distributed.collectives import all_gather, all_gather_rows
 from diptych.distributed.groups import Group
 from diptych.errors import ConfigError
 from diptych.losses.batch import Moment, Pairs
-from diptych.losses.pairs import Side
-from diptych.losses.plugs.family import Candidates, Layout
+from diptych.losses.pairs import Side, known_of
+from diptych.losses.plugs.family import Candidates, Layout, Local
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class HardCaptions(Candidates, name="hard_captions"):
 
         C_i = {T_j} ∪ {H_jk : all j, k}   for images;   {I_j} for texts
 
+    With the targets `same_caption`, hard captions that are a picture's own caption are right for it, not wrong.
     Source: arXiv:2210.01936 (NegCLIP); the global term of arXiv:2504.16801.
     Cost: K more columns per pair: (1 + K) times the products of one direction.
     Use: captions rewritten by swapping, replacing or adding words.
@@ -31,7 +32,10 @@ class HardCaptions(Candidates, name="hard_captions"):
         """Hard captions of all ranks behind the text columns."""
         local = known_hard_captions(pairs)
         everyone = all_gather(local.to(pairs.image_features.dtype).flatten(0, 1), group)
-        return [with_columns(layout, everyone) if _columns_are_texts(layout) else layout for layout in layouts]
+        return [
+            with_columns(layout, everyone, **_ids(layout, pairs, group)) if _columns_are_texts(layout) else layout
+            for layout in layouts
+        ]
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,20 @@ def known_hard_captions(pairs: Pairs) -> Float[Tensor, "B K D"]:
     return pairs.hard_captions
 
 
-def add_local(layout: Layout, by_modality: Mapping[str, Float[Tensor, "B K D"]]) -> Layout:
-    """The layout with more candidates of single anchors."""
+def add_local(layout: Layout, by_modality: Mapping[str, Float[Tensor, "B K D"]], *, right: bool = False) -> Layout:
+    """The layout with more candidates of single anchors, wrong ones or right ones."""
     local = dict(layout.local)
     for direction in layout.grid.directions:
         side = layout.grid.rows if direction == "rows" else layout.grid.columns
         extra = by_modality.get(side.modality)
         if extra is not None:
-            extra = extra.to(side.features.dtype)
-            local[direction] = torch.cat([local[direction], extra], 1) if direction in local else extra
+            added = Local(extra.to(side.features.dtype), side.features.new_full(extra.shape[:2], float(right)))
+            known = local.get(direction)
+            local[direction] = (
+                added
+                if known is None
+                else Local(torch.cat([known.features, added.features], 1), torch.cat([known.targets, added.targets], 1))
+            )
     return replace(layout, local=local)
 
 
@@ -96,6 +105,13 @@ def lengthened(side: Side, features: Float[Tensor, "E D"], **info: Tensor) -> Si
         number=torch.cat([side.number, number]),
         info=known,
     )
+
+
+def _ids(layout: Layout, pairs: Pairs, group: Group) -> dict[str, Tensor]:
+    """Which captions hard ones are equal to, where a plug looks at that. Raises ConfigError where it is not known."""
+    if "caption_ids" not in layout.grid.columns.info:
+        return {}
+    return {"caption_ids": all_gather_rows(known_of("text", pairs.known, "hard_ids").flatten(), group)}
 
 
 def _columns_are_texts(layout: Layout) -> bool:

@@ -48,15 +48,16 @@ def _anchor_sums(layout: Layout, plugs: Composition) -> list[AnchorSums]:
 def _of_anchors(layout: Layout, direction: Direction, plugs: Composition, values: dict[str, Tensor]) -> AnchorSums:
     grid = layout.grid
     anchors = grid.anchors(direction)
-    positive = values["positive"] / values["targets"] if "targets" in values else values["positive"]
+    positive, log_sum, targets = values["positive"], values["log_sum"], values.get("targets")
+    local = _Locals.of(layout, direction)
+    if local is not None:
+        positive, log_sum = positive + local.positive, torch.logaddexp(log_sum, local.log_sum)
+        targets = targets + local.targets if targets is not None else None
+    positive = positive / targets if targets is not None else positive
     every = anchors.features.new_full((len(anchors),), grid.num_candidates(direction))
-    log_sum, count = values["log_sum"], values.get("count", every)
+    count = values.get("count", every) + (local.count if local is not None else 0)
     if plugs.label_smoothing:
         positive = (1 - plugs.label_smoothing) * positive + plugs.label_smoothing * values["all"] / count.clamp(min=1)
-    if direction in layout.local:
-        logits = _local_logits(layout, direction)
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(logits, 1))
-        count = count + logits.shape[1]
     if "penalty" in values:  # goes where the loss is log_sum − positive
         positive = positive - values["penalty"]
     # An anchor without any candidate has nothing to choose: its loss is 0.
@@ -65,12 +66,26 @@ def _of_anchors(layout: Layout, direction: Direction, plugs: Composition, values
     return AnchorSums(anchors, log_sum, positive, count, None, grid.shared["logit_scale"])
 
 
-def _local_logits(layout: Layout, direction: Direction) -> Float[Tensor, "B K"]:
-    """Logits of candidates that belong to single anchors."""
-    anchors, features = layout.grid.anchors(direction), layout.local[direction]
-    similarity = torch.einsum("bd,bkd->bk", anchors.features, features)
-    nobody = replace(anchors, features=features[0], number=anchors.number.new_full((features.shape[1],), -3), info={})
-    return layout.grid.logits(Tile(similarity, similarity, anchors, nobody, layout.grid.shared))
+@dataclass(frozen=True)
+class _Locals:
+    """What candidates of single anchors add to the sums of these."""
+
+    positive: Float[Tensor, " B"]
+    targets: Float[Tensor, " B"]
+    log_sum: Float[Tensor, " B"]
+    count: int
+
+    @classmethod
+    def of(cls, layout: Layout, direction: Direction) -> "_Locals | None":
+        """None: there are no such candidates."""
+        if direction not in layout.local:
+            return None
+        anchors, local = layout.grid.anchors(direction), layout.local[direction]
+        count = local.features.shape[1]
+        similarity = torch.einsum("bd,bkd->bk", anchors.features, local.features)
+        nobody = replace(anchors, features=local.features[0], number=anchors.number.new_full((count,), -3), info={})
+        logits = layout.grid.logits(Tile(similarity, similarity, anchors, nobody, layout.grid.shared))
+        return cls((local.targets * logits).sum(1), local.targets.sum(1), torch.logsumexp(logits, 1), count)
 
 
 def _with_mean_logits(grid: Grid, plugs: Composition, sums: list[AnchorSums]) -> list[AnchorSums]:
