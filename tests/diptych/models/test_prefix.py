@@ -7,82 +7,25 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
-from torch import Tensor
+from tests.diptych.models.language_models import VOCABULARY, build, folder, gemma, gpt2, llama, tree, trimmed
 
 import diptych.testing as make
 from diptych import checkpoint
 from diptych.config import dump, from_tree
 from diptych.encoder import load
 from diptych.errors import CheckpointError, ConfigError
-from diptych.generate.settings import GenerateConfig
-from diptych.generate.write import captions
 from diptych.log import read_metrics
 from diptych.models import dual_encoder, speed
-from diptych.models.dual_encoder import DualEncoder, ModelConfig
+from diptych.models.dual_encoder import ModelConfig
 from diptych.models.speed import SpeedConfig
 from diptych.testing import TINY_MODEL
 from diptych.train import loop
 from diptych.train.recipe import Recipe
 from diptych.vocabulary import IGNORED, TokenLoss
 
-WORDS = ["a", "x", "of", "the", "red", "fox", "caption", "cat", "in", "snow", "!"]
-VOCABULARY = ["<s>", "<e>", *WORDS]
 TEXTS = ["a red fox", "cat", "", "the cat of the red fox in the snow of the cat !"]
 IMAGES = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-SIZE = {"vocab_size": 40, "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 1}
-ROTARY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 EXACT = {"atol": 1e-5, "rtol": 1e-5}  # other kernels for other lengths: rounding
-
-
-def gpt2() -> Any:
-    """Absolute positions; words in and out by one matrix; no dropout, which differs from rank to rank."""
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2} | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **SIZE))
-
-
-def llama() -> Any:
-    """Rotary positions; a head of its own."""
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**ROTARY, **SIZE, tie_word_embeddings=False))
-
-
-def gemma() -> Any:
-    """Scaled embeddings, capped logits."""
-    keys = ROTARY | {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.5}
-    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**keys, **SIZE))
-
-
-def folder(path: Path, model: Any, *, starts: bool = False) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)  # so that each token is felt
-    model.save_pretrained(path)
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(VOCABULARY)}, unk_token="!"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if starts:
-        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="!", eos_token="<e>")
-    fast.save_pretrained(path)
-    return path
-
-
-def tree(path: Path, **keys: Any) -> dict[str, Any]:
-    towers = {"type": "language_model", "image": TINY_MODEL["towers"], "name": str(path), "context_length": 16}
-    return {"towers": towers | {"prefix_tokens": 3} | keys.pop("towers", {})} | keys
-
-
-def build(path: Path, **keys: Any) -> DualEncoder:
-    return dual_encoder.build(from_tree(ModelConfig, tree(path, **keys)), seed=0).eval()
-
-
-def trimmed(model: DualEncoder, texts: list[str]) -> Tensor:
-    tokens = model.tokenizer(texts)
-    return tokens[:, : int((tokens != 0).any(0).nonzero().max()) + 1]
-
-
 KINDS = pytest.mark.parametrize("kind", [gpt2, llama])
 
 
@@ -137,6 +80,17 @@ def test_what_all_texts_share_is_not_foretold(tmp_path: Path) -> None:
     assert model.targets(tokens).tolist() == found
     plain = build(path).targets(trimmed(model, ["red fox"]))
     assert plain.tolist() == [[none, *(n - 1 for n in trimmed(model, ["red fox"])[0, 1:].tolist())]]
+
+
+def test_a_start_that_is_an_end_stands_before_texts_without_words_too(tmp_path: Path) -> None:
+    model = build(folder(tmp_path / "opt", llama(), starts=True, start="<e>"))
+    end, fox = VOCABULARY.index("<e>"), VOCABULARY.index("fox")
+    tokens = trimmed(model, ["fox", ""])
+    assert tokens.tolist() == [[end + 1, fox + 1, end + 1], [end + 1, end + 1, 0]]
+    assert model.targets(tokens).tolist() == [[IGNORED, fox, end], [IGNORED, end, IGNORED]]
+    assert model.spelling is not None
+    assert model.spelling.start == (end,)
+    assert end not in model.spelling.banned
 
 
 # --- no peeking ------------------------------------------------------------------------------------------------------
@@ -302,6 +256,7 @@ def test_two_processes_train_like_one(
     ("keys", "said"),
     [
         ({"prefix_tokens": -1}, "prefix_tokens must be at least 0, not -1"),
+        ({"context_length": 3, "template": "a red {} in snow"}, "3 tokens have no room for a caption"),
         ({"context_length": 30}, "captions cannot have 30 tokens behind 3 of the picture, at most 29"),
     ],
 )
@@ -317,8 +272,6 @@ def test_what_foretells_no_words_is_refused(shards: Path, tmp_path: Path) -> Non
     headless = folder(tmp_path / "headless", llama().model)
     with pytest.raises(CheckpointError, match=r"1 weights are absent, lm_head\.weight the first"):
         build(headless)
-    model = build(folder(tmp_path / "lm", llama()))
-    with pytest.raises(ConfigError, match="the model writes no captions"):
-        captions(model, IMAGES[:1], GenerateConfig())
+    folder(tmp_path / "lm", llama())
     with pytest.raises(ConfigError, match="nothing in the objective teaches the model's decoder"):
         loop.train(recipe(shards, tmp_path / "run", tree(tmp_path / "lm"), objective={}))
