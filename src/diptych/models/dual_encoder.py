@@ -161,6 +161,15 @@ class DualEncoder(nn.Module):
         # A text tower may need padding that is not there; the decoder does not.
         return features, words[:, : tokens.shape[1]] if words is not None else None
 
+    def words(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L W"]:
+        """What the decoder of a captioner takes of token ids; where that is less than the text tower makes of them, it
+        has a `words` of its own."""
+        if hasattr(self.text_tower, "words"):
+            return self.text_tower.words(tokens)  # type: ignore[operator]
+        _, words = self.read(tokens)
+        assert words is not None, "the caller sees to it that the model writes captions"
+        return words
+
     def next_word_logits(
         self, images: UInt8[Tensor, "B 3 height width"], tokens: Int[Tensor, "B L"]
     ) -> Float[Tensor, "B foretold V"]:
@@ -168,9 +177,7 @@ class DualEncoder(nn.Module):
         All of them at once: for tests, and for captions that are compared word by word."""
         assert self.text_decoder is not None, "the caller sees to it that the model writes captions"
         _, image_tokens = self.see(images)
-        _, words = self.read(tokens)
-        assert words is not None
-        return self.text_decoder(image_tokens, words[:, :-1])
+        return self.text_decoder(image_tokens, self.words(tokens)[:, :-1])
 
     def forward(
         self,
@@ -179,6 +186,7 @@ class DualEncoder(nn.Module):
         hard_tokens: Int[Tensor, "B K L"] | None = None,
         caption: TokenLoss | None = None,
         labels: Int[Tensor, " B"] | None = None,
+        caption_tokens: Int[Tensor, "first L2"] | None = None,
     ) -> Embeddings:
         """Both towers and the scale: everything an objective needs, in one call that wrappers can see.
 
@@ -186,6 +194,7 @@ class DualEncoder(nn.Module):
             hard_tokens: those of K hard captions of each picture, K above 0, embedded together with the others.
             caption: asks a captioner for the losses of its captions, made in this way.
             labels: the classes of the pictures; a model with prompts of classes reads these in place of the captions.
+            caption_tokens: of other captions of the first pictures, for `caption` alone; none: those of `tokens`.
         """
         image_features, image_tokens = self.see(images)
         # Sums of one number: FSDP2 does not like views among what a module gives back.
@@ -207,9 +216,14 @@ class DualEncoder(nn.Module):
         if caption is None:
             return Embeddings(image_features, features, scale, bias, hard)
         assert self.text_decoder is not None, "check_needs has seen to it that the model writes captions"
+        assert image_tokens is not None
         assert words is not None
+        words = words[:count]
+        if caption_tokens is not None:
+            tokens, words = caption_tokens, self.words(caption_tokens)
+            image_tokens = image_tokens[: len(tokens)]
         targets = self.targets(tokens)
-        losses = self.text_decoder(image_tokens, words[:count, :-1], targets, caption)
+        losses = self.text_decoder(image_tokens, words[:, :-1], targets, caption)
         return Embeddings(image_features, features, scale, bias, hard, losses, (targets != IGNORED).sum(1))
 
     def read_classes(self, image_features: Float[Tensor, "B D"], names: Sequence[str] | None = None) -> ClassReading:

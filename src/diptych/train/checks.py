@@ -24,6 +24,11 @@ def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = 
             "the objective uses hard captions and the data brings none · objective · name their column in "
             "data.captions.hard, or drop the terms that use them"
         )
+    if objective.config.wants_second_captions != bool(recipe.data.caption_configs[0].second_views):
+        raise ConfigError(
+            "second captions are brought and used together · data.captions.second_views, and `view: second` of the "
+            "term caption in objective.regularisers · set both, or neither"
+        )
     if lacking:
         raise ConfigError(
             f"the stream does not bring {', '.join(lacking)} · objective · choose other plugs, or call "

@@ -69,6 +69,7 @@ class _Inputs:
     images: Tensor
     tokens: Tensor
     hard_tokens: Tensor | None
+    second_tokens: Tensor | None
     teacher_tokens: Tensor | None
     labels: Tensor | None
     counter_images: Tensor | None
@@ -101,7 +102,7 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
         with engine.autocast(), record_function("diptych.forward"):
             asked = state.objective.config.caption
             images, tokens = inputs.with_counters()
-            found = state.wrapped(images, tokens, inputs.hard_tokens, asked, inputs.labels)
+            found = state.wrapped(images, tokens, inputs.hard_tokens, asked, inputs.labels, inputs.second_tokens)
             return found._asdict() if images is inputs.images else _apart(found, len(inputs.images))
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
@@ -127,7 +128,7 @@ def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:
     """A batch in pieces of at most `size` rows, on the device."""
     hard = batch.hard_tokens if batch.hard_tokens.numel() else None
     counters = (batch.counters.images, batch.counters.tokens) if batch.counters is not None else (None, None)
-    columns = (batch.images, batch.tokens, hard, batch.teacher_tokens, batch.labels, *counters)
+    columns = (batch.images, batch.tokens, hard, batch.second_tokens, batch.teacher_tokens, batch.labels, *counters)
     count = -(-len(batch.images) // size)
     divided = [
         column.to(device, non_blocking=True).split(size) if column is not None else (None,) * count

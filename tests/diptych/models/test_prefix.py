@@ -120,6 +120,18 @@ def test_the_picture_is_seen_before_captions_and_not_by_features(kind: Any, tmp_
     assert ours.text_features.equal(plain.encode_text(tokens))  # one seed, one tower
 
 
+@KINDS
+def test_other_captions_are_foretold_than_features_are_of(kind: Any, tmp_path: Path) -> None:
+    model = build(folder(tmp_path / "lm", kind()))
+    short, long = trimmed(model, ["fox", "cat", "a", "red"]), trimmed(model, TEXTS)
+    found, alone = model(IMAGES, short, None, TokenLoss(), None, long), model(IMAGES, long, None, TokenLoss())
+    assert found.caption_losses.equal(alone.caption_losses)
+    assert found.caption_lengths.equal(alone.caption_lengths)
+    assert found.text_features.equal(model.encode_text(short))
+    found.caption_losses.sum().backward()
+    assert model.text_tower.model.get_input_embeddings().weight.grad[VOCABULARY.index("snow")].any()
+
+
 # --- parameters ------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +195,15 @@ def test_activations_computed_again_change_nothing(kind: Any, tmp_path: Path) ->
 CAPTION = {"regularisers": [{"type": "caption", "weight": 1.0}]}
 
 
+SECOND = {"regularisers": [{"type": "caption", "weight": 1.0, "view": "second"}]}
+
+
+def second(shards: Path) -> dict[str, Any]:
+    """What is foretold stays, and something else is contrasted."""
+    captions = {"views": [{"columns": ["name"], "templates": ["the red {}"]}], "second_views": [{"columns": ["name"]}]}
+    return {"objective": SECOND, "data": {"shards": str(shards), "lanes": 4, "workers": 0, "captions": captions}}
+
+
 def recipe(shards: Path, run: Path, model: dict[str, Any], **changes: Any) -> Recipe:
     keys = {"total_samples": 64, "model": model, "objective": CAPTION, "optim": {"peak_lr": 3e-3}}
     return make.tiny_recipe(shards, run, **(keys | changes))
@@ -226,8 +247,23 @@ def test_lora_learns_from_both_losses(shards: Path, tmp_path: Path) -> None:
     assert (losses[0] - model(IMAGES, tokens, None, TokenLoss()).caption_losses).abs().max() > 1e-2
 
 
+@KINDS
+def test_second_captions_are_foretold_in_micro_batches(kind: Any, shards: Path, tmp_path: Path) -> None:
+    keys = tree(folder(tmp_path / "lm", kind()))
+    loop.train(recipe(shards, tmp_path / "first", keys))
+    loop.train(recipe(shards, tmp_path / "whole", keys, **second(shards)))
+    loop.train(recipe(shards, tmp_path / "parts", keys, micro_batch=3, **second(shards)))
+    assert column(tmp_path / "whole", "caption")[0] == pytest.approx(column(tmp_path / "first", "caption")[0], abs=1e-5)
+    assert abs(column(tmp_path / "whole", "contrastive")[0] - column(tmp_path / "first", "contrastive")[0]) > 1e-3
+    for name in ("total", "caption"):
+        torch.testing.assert_close(
+            column(tmp_path / "parts", name), column(tmp_path / "whole", name), atol=1e-4, rtol=1e-4
+        )
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
+@pytest.mark.parametrize("other", [False, True], ids=["first", "second"])
 @KINDS
 @pytest.mark.parametrize(
     ("configuration", "options"),
@@ -239,11 +275,17 @@ def test_lora_learns_from_both_losses(shards: Path, tmp_path: Path) -> None:
     ids=["ddp", "fsdp2", "zero3"],
 )
 def test_two_processes_train_like_one(
-    kind: Any, configuration: str, options: tuple[str, ...], shards: Path, tmp_path: Path, launch: Any
+    kind: Any,
+    other: bool,
+    configuration: str,
+    options: tuple[str, ...],
+    shards: Path,
+    tmp_path: Path,
+    launch: Any,
 ) -> None:
-    keys = tree(folder(tmp_path / "lm", kind()))
-    loop.train(recipe(shards, tmp_path / "one", keys))
-    (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two", keys)))
+    keys, changes = tree(folder(tmp_path / "lm", kind())), second(shards) if other else {}
+    loop.train(recipe(shards, tmp_path / "one", keys, **changes))
+    (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two", keys, **changes)))
     launch(tmp_path / "two.yaml", configuration, *options)
     for name in ("total", "caption"):
         torch.testing.assert_close(column(tmp_path / "two", name), column(tmp_path / "one", name), atol=1e-4, rtol=1e-4)

@@ -149,10 +149,13 @@ class LastToken(nn.Module):
         states = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
         last = mask.sum(1) - 1
         found: Tensor = self.projection(states[torch.arange(len(states), device=states.device), last])
-        if not self.output_tokens:
-            return found
+        return (found, self.words(tokens)) if self.output_tokens else found
+
+    def words(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L W"]:
+        """The embeddings of the words."""
         embeddings: Any = self.model.get_input_embeddings()  # type: ignore[operator]
-        return found, embeddings(ids)
+        found: Tensor = embeddings(padded_with(tokens, self.end))
+        return found
 
 
 def _encoder(theirs: Any, template: str, length: int) -> Callable[..., Int[Tensor, "B L"]]:
