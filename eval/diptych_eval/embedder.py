@@ -168,7 +168,7 @@ class Embedder:
         """
         model = self.encoder.model if isinstance(self.encoder, ModelEncoder) else None
         if model is None or model.text_decoder is None:
-            raise DataError(f"the model writes no captions · {pictures.where} · evaluate a captioner (CoCa)")
+            raise DataError(f"the model writes no captions · {pictures.where} · evaluate a captioner")
         key = self._key(pictures, pictures.where, pictures.variant, repr(config))
         kept = self._load(key)
         if kept is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests.diptych.models import language_models
 from tests.diptych_eval.fakes import ColourEncoder
 
 import diptych.testing as make
@@ -70,6 +71,15 @@ def test_the_figures_are_those_of_what_was_written(tmp_path: Path) -> None:
     bleu = caption_scores.bleu(caption_scores.bleu_counts(written, references).sum(0)).tolist()
     assert [found.metrics[f"bleu_{order}"] for order in (1, 2, 3, 4)] == bleu
     assert found.notes == {"num_references": 20}
+
+
+def test_a_language_model_writes_too(tmp_path: Path) -> None:
+    encoder = ModelEncoder(language_models.build(language_models.folder(tmp_path / "lm", language_models.llama())))
+    folder = shards(tmp_path / "data")
+    found = task(folder).run(Embedder(encoder, EmbedSettings(batch_size=3)))
+    pictures = [Image.open(io.BytesIO(tiny_sample(f"k{i}").members["png"])) for i in range(11) if i != 4]
+    expected = captions(encoder.model, torch.stack([encoder.view(p) for p in pictures]), GenerateConfig(**SHORT))
+    assert found.items[0].texts == {"caption": tuple(expected)}
 
 
 def _found(rank: int, folder: Path, world_size: int, method: str) -> tuple[Any, ...]:

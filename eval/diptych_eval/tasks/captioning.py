@@ -21,7 +21,8 @@ from diptych_eval.tasks.family import Descriptions, Items, Outcome
 
 @dataclass(frozen=True)
 class Captioning(CaptionedTask, name="captioning"):
-    """Captions by a model that writes them (CoCa), over shards or over pictures that an annotation file names."""
+    """Captions by a model that writes them (CoCa, a language model with `prefix_tokens`), over shards or over pictures
+    that an annotation file names."""
 
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     """How they are written."""

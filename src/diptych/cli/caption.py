@@ -28,7 +28,7 @@ def add(verbs: Any) -> None:
         verbs,
         "caption",
         _caption,
-        "write a caption for each picture with a captioner (CoCa)",
+        "write a caption for each picture with a captioner (CoCa, or a language model behind pictures)",
         example="diptych caption runs/coca one.jpg two.png --method beam --beams 8",
     )
     caption.add_argument("model", metavar="MODEL", help=MODEL_HELP)

@@ -113,7 +113,8 @@ class CaptionConfig(Config):
     views: tuple[CaptionView, ...] = (CaptionView(),)
     """Drawn by weight for every sample and epoch."""
     second_views: tuple[CaptionView, ...] = ()
-    """A second caption of the same picture, drawn likewise; none: no second caption."""
+    """A second caption of the same picture, drawn likewise, that only the objective's term `caption` reads, by its
+    `view: second`; none: no second caption."""
     form: Literal["NFC", "NFKC"] = "NFC"
     """Unicode normalisation; NFKC also replaces full-width letters, ligatures and the like."""
     min_chars: int = 1

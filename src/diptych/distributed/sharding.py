@@ -6,6 +6,7 @@ parameters too. On one rank, or where nothing is divided, tensors are whole alre
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,19 @@ def whole(tensor: Tensor) -> Tensor:
     """A divided tensor put together, on every rank. Every rank must call, for the same tensors in the same order."""
     if zero.is_divided(tensor):
         return zero.whole(tensor)
-    if hasattr(tensor, "qdata"):  # compressed by torchao
-        return tensor.dequantize()
+    if is_compressed(tensor):
+        return _decompressed(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_compressed(tensor: object) -> bool:
+    """Whether torchao keeps it in fewer bits: int8 or NF4."""
+    return hasattr(tensor, "qdata") or hasattr(tensor, "quantized_data")
+
+
+def _decompressed(tensor: Any) -> Tensor:
+    found: Tensor = tensor.get_original_weight() if hasattr(tensor, "quantized_data") else tensor.dequantize()
+    return found
 
 
 def own(tensor: Tensor) -> Tensor:
@@ -84,8 +95,8 @@ def fill(module: nn.Module, values: dict[str, Tensor]) -> None:
     for name, tensor in state.items():
         if zero.has(tensor):
             zero.take(tensor, values[name])
-        elif hasattr(tensor, "qdata"):  # compressed, and so frozen: made from the base anew
-            if not torch.equal(tensor.dequantize().cpu(), values[name].to(tensor.dtype)):
+        elif is_compressed(tensor):  # and so frozen: made from the base anew
+            if not torch.equal(_decompressed(tensor).cpu(), values[name].to(tensor.dtype)):
                 raise RuntimeError(f"{name} is compressed, and its base has changed since")
         else:
             own(tensor).copy_(own(like(values[name], tensor)))

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych.generate.rules import Rules, Writer
+from diptych.generate.rules import Rules
+from diptych.generate.writer import Writer
 
 
 def beam(
@@ -16,16 +17,14 @@ def beam(
     the R best that do not end go on. A picture is done when R are finished, or none that goes on can become better.
     """
     search = _Search(rules, writer.num_captions, beams, length_penalty, device)
-    ids = rules.first(writer, device)
+    scores = rules.scores(writer.start(), 0).repeat_interleave(beams, 0)
+    writer.select(torch.arange(writer.num_captions, device=device).repeat_interleave(beams))
     for position in range(rules.max_length):
-        scores = rules.scores(writer.step(ids), position)
-        if position == 0:
-            writer.select(torch.arange(writer.num_captions, device=device).repeat_interleave(beams))
-            scores = scores.repeat_interleave(beams, 0)
         rows, ids = search.go_on(scores.unflatten(0, (-1, beams)), position)
         if position + 1 == rules.max_length or search.all_done():
             break
         writer.select(rows)
+        scores = rules.scores(writer.step(ids), position + 1)
     return search.best(position + 1)
 
 

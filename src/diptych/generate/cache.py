@@ -1,4 +1,4 @@
-"""A captioner that goes on word by word, and computes nothing twice.
+"""CoCa, going on word by word, and computing nothing twice.
 
     per picture     keys and values of its tokens, once, for each cross-attention of the decoder    [B, H, P, W / H]
     per caption     keys and values of the words so far, for each layer of text tower and decoder   [N, H, T, W / H]
@@ -8,7 +8,7 @@ known of a picture is never copied. The modules are those of training; `next_wor
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
+from diptych.generate.writer import Step, check_early_layer
 from diptych.models.dual_encoder import DualEncoder
-
-
-class Step(NamedTuple):
-    """What is known of the next word of each caption."""
-
-    hidden: Float[Tensor, "N W"]
-    logits: Float[Tensor, "N V"]
-    early_logits: Float[Tensor, "N V"] | None
-    """Those of a layer below the last, where one was asked for."""
 
 
 @dataclass
@@ -49,7 +41,7 @@ class _Memory:
 
 
 class CaptionWriter:
-    """Captions of some pictures in the making; at first one of each, without a word."""
+    """See Writer."""
 
     def __init__(
         self, model: DualEncoder, image_tokens: Float[Tensor, "B P W"], *, early_layer: int | None = None
@@ -63,6 +55,7 @@ class CaptionWriter:
         """
         self._text, self._decoder = _modules(model, early_layer)
         self._early_layer = early_layer
+        self._start = model.spelling.start if model.spelling is not None else ()
         self.num_captions = len(image_tokens)
         self.length = 0
         """Words so far."""
@@ -70,8 +63,13 @@ class CaptionWriter:
         self._of_text = [_Memory() for _ in self._text.transformer.resblocks]
         self._of_decoder = [_Memory() for _ in self._decoder.resblocks]
 
+    def start(self) -> Step:
+        """See Writer."""
+        (start,) = self._start
+        return self.step(torch.full((self.num_captions,), start, device=self._text.token_embedding.weight.device))
+
     def step(self, ids: Int[Tensor, " N"]) -> Step:
-        """Adds a word to each caption; what is known of the one behind it. No word is padding (0)."""
+        """See Writer. No word is padding (0)."""
         words = self._text.token_embedding(ids)[:, None] + self._text.positional_embedding[self.length]
         for block, memory in zip(self._text.transformer.resblocks, self._of_text, strict=True):
             words = _attend_to_words(block, words, memory)
@@ -88,8 +86,7 @@ class CaptionWriter:
         return Step(hidden, self._logits(hidden), early)
 
     def select(self, rows: Int[Tensor, " M"]) -> None:
-        """Goes on with other captions: row numbers of as many for each picture, side by side, in the pictures'
-        order."""
+        """See Writer."""
         for memory in (*self._of_text, *self._of_decoder):
             memory.select(rows)
         self.num_captions = len(rows)
@@ -110,11 +107,7 @@ def _modules(model: DualEncoder, early_layer: int | None) -> tuple[Any, Any]:
     blocks = (*text.transformer.resblocks, *decoder.resblocks, *decoder.cross_attn)
     if not all(isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
         raise ConfigError("layers of block_type `custom` cannot go on word by word · generate · use those of `default`")
-    if early_layer is not None and early_layer >= len(decoder.resblocks):
-        raise ConfigError(
-            f"layer_contrast is {early_layer}, the decoder has {len(decoder.resblocks)} layers · generate · choose one "
-            "below the last"
-        )
+    check_early_layer(early_layer, len(decoder.resblocks))
     return text, decoder
 
 

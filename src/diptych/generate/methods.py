@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych.generate.rules import Rules, Writer
+from diptych.generate.rules import Rules
+from diptych.generate.writer import Step, Writer
 
 
 def greedy(writer: Writer, rules: Rules, device: torch.device) -> Int[Tensor, "B T"]:
     """The likeliest word each time."""
-    written = Ids(rules, rules.first(writer, device))
+    written = Ids(writer, rules, device)
     for position in range(rules.max_length):
-        scores = rules.scores(writer.step(written.newest), position)
-        if written.add(scores.argmax(1)):
+        if written.add(rules.scores(written.step(), position).argmax(1)):
             break
     return written.ids()
 
@@ -30,9 +30,9 @@ def sample(
         draws: numbers in [0, 1), one for each word.
         filters: temperature, top_k (0: all), top_p.
     """
-    written = Ids(rules, rules.first(writer, draws.device))
+    written = Ids(writer, rules, draws.device)
     for position in range(rules.max_length):
-        scores = rules.scores(writer.step(written.newest), position)
+        scores = rules.scores(written.step(), position)
         if written.add(drawn(scores, draws[:, position], filters)):
             break
     return written.ids()
@@ -63,11 +63,11 @@ def contrastive(
 
         argmax over the k likeliest words v of   (1 − α)·p(v) − α·max_j cos(h_v, h_j)
 
-    h_v: what the decoder makes of v, h_j: of the words before. Source: arXiv:2202.06417, eq. 5.
+    h_v: what the decoder makes of v, h_j: of the start and of the words before. Source: arXiv:2202.06417, eq. 5.
     """
-    written = Ids(rules, rules.first(writer, device))
+    written = Ids(writer, rules, device)
     count = writer.num_captions
-    step = writer.step(written.newest)
+    step = written.step()
     scores = rules.scores(step, 0)
     before = F.normalize(step.hidden.float(), dim=1)[:, None]
     rows = torch.arange(count, device=device)
@@ -86,7 +86,7 @@ def contrastive(
         writer.select(taken)
         before = torch.cat([before, hidden[rows, chosen][:, None]], 1)
         early = step.early_logits
-        step = type(step)(step.hidden[taken], step.logits[taken], early[taken] if early is not None else None)
+        step = Step(step.hidden[taken], step.logits[taken], early[taken] if early is not None else None)
         scores = rules.scores(step, position + 1)
     return written.ids()
 
@@ -94,17 +94,21 @@ def contrastive(
 class Ids:
     """One caption of each picture, word by word."""
 
-    def __init__(self, rules: Rules, first: Int[Tensor, " N"]) -> None:
+    def __init__(self, writer: Writer, rules: Rules, device: torch.device) -> None:
+        self._writer = writer
         self._end = rules.end
-        self.newest = first
-        self._done = torch.zeros_like(first, dtype=torch.bool)
+        self._done = torch.zeros(writer.num_captions, dtype=torch.bool, device=device)
         self._words: list[Tensor] = []
+
+    def step(self) -> Step:
+        """What is known of the word behind the newest one."""
+        return self._writer.step(self._words[-1]) if self._words else self._writer.start()
 
     def add(self, words: Int[Tensor, " N"]) -> bool:
         """Whether all captions are at their end now."""
-        self.newest = words.masked_fill(self._done, self._end)
-        self._words.append(self.newest)
-        self._done |= self.newest == self._end
+        newest = words.masked_fill(self._done, self._end)
+        self._words.append(newest)
+        self._done |= newest == self._end
         return bool(self._done.all())
 
     def ids(self) -> Int[Tensor, "N T"]:

@@ -1,54 +1,36 @@
 """Which words may come next, and how likely they are."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from diptych.generate.cache import Step
+from diptych.generate.writer import Step
 
 _PLAUSIBLE = 0.1
 """Of the likeliest word's probability: below, a word does not gain by contrast (arXiv:2309.03883, α)."""
 
 
-class Writer(Protocol):
-    """Captions in the making, such as `CaptionWriter`."""
-
-    num_captions: int
-
-    def step(self, ids: Int[Tensor, " N"]) -> Step:
-        """Adds a word to each caption; what is known of the one behind it."""
-        ...
-
-    def select(self, rows: Int[Tensor, " M"]) -> None:
-        """Goes on with other captions, as many for each picture."""
-        ...
-
-
 @dataclass(frozen=True)
 class Rules:
-    """The frame of a caption: ids after `start`, the last of them `end` unless there is no room for it."""
+    """The frame of a caption: the last of its ids is `end` unless there is no room for it."""
 
-    start: int
     end: int
     min_length: int
     max_length: int
     banned: tuple[int, ...] = ()
     """Ids that are no words, such as padding."""
 
-    def first(self, writer: Writer, device: torch.device) -> Int[Tensor, " N"]:
-        """What every caption begins with."""
-        return torch.full((writer.num_captions,), self.start, device=device)
-
     def scores(self, step: Step, position: int) -> Float[Tensor, "N V"]:
         """Log-probabilities of the word at `position`, from 0; -inf for what must not stand there."""
-        scores = step.logits.log_softmax(1)
-        if step.early_logits is not None:
-            scores = contrasted(scores, step.early_logits.log_softmax(1))
         barred = [*self.banned, *([self.end] if position < self.min_length else [])]
-        return scores.index_fill(1, torch.tensor(barred, device=scores.device, dtype=torch.long), -torch.inf)
+        places = torch.tensor(barred, device=step.logits.device, dtype=torch.long)
+        scores = step.logits.log_softmax(1).index_fill(1, places, -torch.inf)
+        if step.early_logits is None:
+            return scores
+        # Barred before: words are plausible beside those that may stand there.
+        return contrasted(scores, step.early_logits.log_softmax(1))
 
 
 def contrasted(late: Float[Tensor, "N V"], early: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:

@@ -10,12 +10,12 @@ from diptych.errors import ConfigError
 from diptych.generate import methods
 from diptych.generate.beam import beam
 from diptych.generate.cache import CaptionWriter
+from diptych.generate.prefix import PrefixWriter
 from diptych.generate.rules import Rules
 from diptych.generate.settings import GenerateConfig
 from diptych.models.dual_encoder import DualEncoder
+from diptych.models.towers.prefix import PrefixDecoder
 from diptych.seeding import derive
-
-_PADDING = 0
 
 
 @torch.inference_mode()
@@ -32,11 +32,14 @@ def write(
     """
     _, image_tokens = model.see(images)
     if image_tokens is None or model.spelling is None:
-        raise ConfigError("the model writes no captions · generate · use a captioner, such as coca_ViT-B-32")
-    writer = CaptionWriter(model, image_tokens, early_layer=config.layer_contrast)
-    room = min(config.max_length, model.tokenizer.context_length - 1)
-    spelling, device = model.spelling, image_tokens.device
-    rules = Rules(spelling.start, spelling.end, min(config.min_length, room), room, (_PADDING, spelling.start))
+        raise ConfigError(
+            "the model writes no captions · generate · use a captioner, such as coca_ViT-B-32 or a language model with "
+            "prefix_tokens"
+        )
+    kind = PrefixWriter if isinstance(model.text_decoder, PrefixDecoder) else CaptionWriter
+    writer = kind(model, image_tokens, early_layer=config.layer_contrast)
+    room, device = min(config.max_length, model.spelling.room), image_tokens.device
+    rules = Rules(model.spelling.end, min(config.min_length, room), room, model.spelling.banned)
     match config.method:
         case "greedy":
             return methods.greedy(writer, rules, device)

@@ -57,6 +57,11 @@ class ObjectiveConfig(Config):
         """How the model makes the losses of its captions; None: no term uses them."""
         return next((term.form for term in self.regularisers if isinstance(term, Caption)), None)
 
+    @property
+    def wants_second_captions(self) -> bool:
+        """Whether a term uses a second caption of each picture."""
+        return any(isinstance(term, Caption) and term.view == "second" for term in self.regularisers)
+
 
 @dataclass(frozen=True)
 class Terms:

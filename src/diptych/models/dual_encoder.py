@@ -16,7 +16,7 @@ from diptych.distributed import sharding
 from diptych.errors import ConfigError
 from diptych.models.adapters.family import Adapter
 from diptych.models.captions import next_words
-from diptych.models.matching import MatchHead, WrongPairs
+from diptych.models.matching import DecoderTexts, MatchHead
 from diptych.models.prompts.family import ClassPrompts, ClassReading
 from diptych.models.towers.family import BuiltTowers, TextTokenizer, Towers
 from diptych.seeding import derive
@@ -180,6 +180,15 @@ class DualEncoder(nn.Module):
         # A text tower may need padding that is not there; the decoder does not.
         return features, words[:, : tokens.shape[1]] if words is not None else None
 
+    def words(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L W"]:
+        """What the decoder of a captioner takes of token ids; where that is less than the text tower makes of them, it
+        has a `words` of its own."""
+        if hasattr(self.text_tower, "words"):
+            return self.text_tower.words(tokens)  # type: ignore[operator]
+        _, words = self.read(tokens)
+        assert words is not None, "the caller sees to it that the model writes captions"
+        return words
+
     def next_word_logits(
         self, images: UInt8[Tensor, "B 3 height width"], tokens: Int[Tensor, "B L"]
     ) -> Float[Tensor, "B foretold V"]:
@@ -187,9 +196,7 @@ class DualEncoder(nn.Module):
         All of them at once: for tests, and for captions that are compared word by word."""
         assert self.text_decoder is not None, "the caller sees to it that the model writes captions"
         _, image_tokens = self.see(images)
-        _, words = self.read(tokens)
-        assert words is not None
-        return self.text_decoder(image_tokens, words[:, :-1])
+        return self.text_decoder(image_tokens, self.words(tokens)[:, :-1])
 
     def match(
         self, image_tokens: Float[Tensor, "B P W"], words: Float[Tensor, "B L W"], tokens: Int[Tensor, "B L"]
@@ -207,7 +214,7 @@ class DualEncoder(nn.Module):
         hard_tokens: Int[Tensor, "B K L"] | None = None,
         caption: TokenLoss | None = None,
         labels: Int[Tensor, " B"] | None = None,
-        wrong: WrongPairs | None = None,
+        further: DecoderTexts = DecoderTexts(),  # noqa: B008 - immutable
     ) -> Embeddings:
         """Both towers and the scale: everything an objective needs, in one call that wrappers can see.
 
@@ -215,7 +222,7 @@ class DualEncoder(nn.Module):
             hard_tokens: those of K hard captions of each picture, K above 0, embedded together with the others.
             caption: asks a captioner for the losses of its captions, made in this way.
             labels: the classes of the pictures; a model with prompts of classes reads these in place of the captions.
-            wrong: asks a matching head about these and about the pairs.
+            further: other texts for a captioner's decoder.
         """
         image_features, image_tokens = self.see(images)
         # Sums of one number: FSDP2 does not like views among what a module gives back.
@@ -231,16 +238,17 @@ class DualEncoder(nn.Module):
         found = Embeddings(image_features, features, scale, bias, hard)
         if self.text_decoder is None or image_tokens is None or words is None:
             return found
-        if wrong is not None:
-            _, wrong_words = self.read(wrong.tokens)
-            assert wrong_words is not None, "as of the texts before"
+        if (wrong := further.wrong) is not None:
             found = found._replace(
                 match_right=self.match(image_tokens, words[:count], tokens),
-                match_wrong=self.match(image_tokens[wrong.images], wrong_words, wrong.tokens),
+                match_wrong=self.match(image_tokens[wrong.images], self.words(wrong.tokens), wrong.tokens),
             )
         if caption is not None:
+            words = words[:count]
+            if further.captions is not None:
+                tokens, words = further.captions, self.words(further.captions)
             targets = self.targets(tokens)
-            losses = self.text_decoder(image_tokens, words[:count, :-1], targets, caption)
+            losses = self.text_decoder(image_tokens[: len(tokens)], words[:, :-1], targets, caption)
             found = found._replace(caption_losses=losses, caption_lengths=(targets != IGNORED).sum(1))
         return found
 

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from diptych.distributed.sharding import own
+from diptych.distributed.sharding import is_compressed, own
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -24,7 +24,9 @@ class Ema(Generic[M]):
     def __init__(self, model: M, *, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
-        self.model: M = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        # Compressed weights never change, and torchao would round those of four bits once more.
+        shared = {id(weight): weight for weight in model.parameters() if is_compressed(weight)}
+        self.model: M = copy.deepcopy(model, shared).eval().requires_grad_(requires_grad=False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -16,6 +16,15 @@ class WrongPairs(NamedTuple):
     """Captions that are not theirs."""
 
 
+class DecoderTexts(NamedTuple):
+    """What a captioner's decoder is to look at beside the captions that are contrasted."""
+
+    captions: Int[Tensor, "first L2"] | None = None
+    """Other captions of the first pictures, for the losses of captions alone; None: those that are contrasted."""
+    wrong: WrongPairs | None = None
+    """For the matching head, beside the pairs; None: it is not asked."""
+
+
 class MatchHead(nn.Module):
     """Reads the end of the text, which has seen all of its words and, through the decoder, the picture.
 

@@ -30,6 +30,11 @@ def check_needs(recipe: Recipe, objective: Objective, teacher: Teacher | None = 
             "further right captions are brought and used together · data.captions.positive, and positive_captions in "
             "objective.contrastive.candidates · set both, or neither"
         )
+    if objective.config.wants_second_captions != bool(recipe.data.caption_configs[0].second_views):
+        raise ConfigError(
+            "second captions are brought and used together · data.captions.second_views, and `view: second` of the "
+            "term caption in objective.regularisers · set both, or neither"
+        )
     if lacking:
         raise ConfigError(
             f"the stream does not bring {', '.join(lacking)} · objective · choose other plugs, or call "

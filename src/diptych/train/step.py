@@ -16,7 +16,7 @@ from diptych.losses.batch import Moment, Pairs
 from diptych.losses.objective import Terms
 from diptych.losses.plugs.weights.inverse_propensity import surface_features
 from diptych.models.dual_encoder import DualEncoder, Embeddings
-from diptych.models.matching import WrongPairs
+from diptych.models.matching import DecoderTexts, WrongPairs
 from diptych.models.patch_dropout import keep_all_patches
 from diptych.optim import optimizers, schedules
 from diptych.seeding import derive
@@ -71,6 +71,7 @@ class _Inputs:
     tokens: Tensor
     hard_tokens: Tensor | None
     """Hard captions, and behind them further right ones."""
+    second_tokens: Tensor | None
     teacher_tokens: Tensor | None
     labels: Tensor | None
     counter_images: Tensor | None
@@ -116,7 +117,8 @@ def _gradients(recipe: Recipe, engine: Engine, state: TrainState, batch: Batch, 
         with engine.autocast(), record_function("diptych.forward"):
             asked = state.objective.config.caption
             images, tokens = inputs.with_counters()
-            found = state.wrapped(images, tokens, inputs.hard_tokens, asked, inputs.labels, inputs.wrong)
+            further = DecoderTexts(inputs.second_tokens, inputs.wrong)
+            found = state.wrapped(images, tokens, inputs.hard_tokens, asked, inputs.labels, further)
             return found._asdict() if images is inputs.images else _apart(found, len(inputs.images))
 
     def loss(features: Any) -> tuple[Tensor, tuple[Pairs, Terms]]:
@@ -144,7 +146,8 @@ def _parts(batch: Batch, device: torch.device, size: int) -> list[_Inputs]:
     hard = torch.cat([batch.hard_tokens, batch.positive_tokens], 1)  # embedded together, told apart afterwards
     counters = (batch.counters.images, batch.counters.tokens) if batch.counters is not None else (None, None)
     hard_or_none = hard if hard.numel() else None
-    columns = (batch.images, batch.tokens, hard_or_none, batch.teacher_tokens, batch.labels, *counters)
+    texts = (batch.tokens, hard_or_none, batch.second_tokens, batch.teacher_tokens)
+    columns = (batch.images, *texts, batch.labels, *counters)
     count = -(-len(batch.images) // size)
     divided = [
         column.to(device, non_blocking=True).split(size) if column is not None else (None,) * count

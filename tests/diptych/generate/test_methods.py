@@ -13,8 +13,8 @@ from diptych.config import from_tree
 from diptych.errors import ConfigError
 from diptych.generate import GenerateConfig, captions, methods, write
 from diptych.generate.beam import beam
-from diptych.generate.cache import Step
 from diptych.generate.rules import Rules, contrasted
+from diptych.generate.writer import Step
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder, ModelConfig
 from diptych.testing import TINY_CAPTIONER, TINY_MODEL
@@ -34,6 +34,9 @@ class Toy:
         self.num_captions, self.position = 2, 0
         self.pictures = torch.arange(2)
 
+    def start(self) -> Step:
+        return self.step(torch.full((self.num_captions,), START))
+
     def step(self, ids: Tensor) -> Step:
         assert len(ids) == self.num_captions
         logits = self.table[self.pictures, self.position, ids]
@@ -47,7 +50,7 @@ class Toy:
 
 
 def rules(min_length: int = 0, max_length: int = 4) -> Rules:
-    return Rules(START, END, min_length, max_length, (START,))
+    return Rules(END, min_length, max_length, (START,))
 
 
 def log_probability(seed: int, picture: int, caption: tuple[int, ...]) -> float:
@@ -139,6 +142,15 @@ def test_contrast_takes_what_the_upper_layers_add() -> None:
     found = contrasted(late.log(), early.log()).exp()
     ratio = torch.tensor([0.5 / 0.6, 0.46 / 0.2, 0.0])  # the third is not plausible
     torch.testing.assert_close(found[0], ratio / ratio.sum())
+
+
+def test_words_are_plausible_beside_those_that_may_stand_there() -> None:
+    late, early = torch.tensor([[0.1, 0.0, 4.0, 9.0, 3.0, 2.5]]), torch.tensor([[0.0, 0.0, 4.0, 0.0, 1.0, 2.5]])
+    scores = Rules(END, 0, 4, banned=(3,)).scores(Step(torch.zeros(1, 4), late, early), 0)
+    assert scores.isfinite().tolist() == [
+        [False, False, True, False, True, True]
+    ]  # the fourth, by far the likeliest, is no word
+    torch.testing.assert_close(scores[:, [2, 4, 5]], torch.tensor([[0.0, 2.0, 0.0]]).log_softmax(1))
 
 
 # --- a captioner -----------------------------------------------------------------------------------------------------

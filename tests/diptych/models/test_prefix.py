@@ -7,82 +7,26 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
-from torch import Tensor
+from tests.diptych.models.language_models import VOCABULARY, build, folder, gemma, gpt2, llama, tree, trimmed
 
 import diptych.testing as make
 from diptych import checkpoint
 from diptych.config import dump, from_tree
 from diptych.encoder import load
 from diptych.errors import CheckpointError, ConfigError
-from diptych.generate.settings import GenerateConfig
-from diptych.generate.write import captions
 from diptych.log import read_metrics
 from diptych.models import dual_encoder, speed
-from diptych.models.dual_encoder import DualEncoder, ModelConfig
+from diptych.models.dual_encoder import ModelConfig
+from diptych.models.matching import DecoderTexts
 from diptych.models.speed import SpeedConfig
 from diptych.testing import TINY_MODEL
 from diptych.train import loop
 from diptych.train.recipe import Recipe
 from diptych.vocabulary import IGNORED, TokenLoss
 
-WORDS = ["a", "x", "of", "the", "red", "fox", "caption", "cat", "in", "snow", "!"]
-VOCABULARY = ["<s>", "<e>", *WORDS]
 TEXTS = ["a red fox", "cat", "", "the cat of the red fox in the snow of the cat !"]
 IMAGES = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-SIZE = {"vocab_size": 40, "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 1}
-ROTARY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 EXACT = {"atol": 1e-5, "rtol": 1e-5}  # other kernels for other lengths: rounding
-
-
-def gpt2() -> Any:
-    """Absolute positions; words in and out by one matrix; no dropout, which differs from rank to rank."""
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2} | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **SIZE))
-
-
-def llama() -> Any:
-    """Rotary positions; a head of its own."""
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**ROTARY, **SIZE, tie_word_embeddings=False))
-
-
-def gemma() -> Any:
-    """Scaled embeddings, capped logits."""
-    keys = ROTARY | {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.5}
-    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**keys, **SIZE))
-
-
-def folder(path: Path, model: Any, *, starts: bool = False) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)  # so that each token is felt
-    model.save_pretrained(path)
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(VOCABULARY)}, unk_token="!"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if starts:
-        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="!", eos_token="<e>")
-    fast.save_pretrained(path)
-    return path
-
-
-def tree(path: Path, **keys: Any) -> dict[str, Any]:
-    towers = {"type": "language_model", "image": TINY_MODEL["towers"], "name": str(path), "context_length": 16}
-    return {"towers": towers | {"prefix_tokens": 3} | keys.pop("towers", {})} | keys
-
-
-def build(path: Path, **keys: Any) -> DualEncoder:
-    return dual_encoder.build(from_tree(ModelConfig, tree(path, **keys)), seed=0).eval()
-
-
-def trimmed(model: DualEncoder, texts: list[str]) -> Tensor:
-    tokens = model.tokenizer(texts)
-    return tokens[:, : int((tokens != 0).any(0).nonzero().max()) + 1]
-
-
 KINDS = pytest.mark.parametrize("kind", [gpt2, llama])
 
 
@@ -139,6 +83,17 @@ def test_what_all_texts_share_is_not_foretold(tmp_path: Path) -> None:
     assert plain.tolist() == [[none, *(n - 1 for n in trimmed(model, ["red fox"])[0, 1:].tolist())]]
 
 
+def test_a_start_that_is_an_end_stands_before_texts_without_words_too(tmp_path: Path) -> None:
+    model = build(folder(tmp_path / "opt", llama(), starts=True, start="<e>"))
+    end, fox = VOCABULARY.index("<e>"), VOCABULARY.index("fox")
+    tokens = trimmed(model, ["fox", ""])
+    assert tokens.tolist() == [[end + 1, fox + 1, end + 1], [end + 1, end + 1, 0]]
+    assert model.targets(tokens).tolist() == [[IGNORED, fox, end], [IGNORED, end, IGNORED]]
+    assert model.spelling is not None
+    assert model.spelling.start == (end,)
+    assert end not in model.spelling.banned
+
+
 # --- no peeking ------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +119,21 @@ def test_the_picture_is_seen_before_captions_and_not_by_features(kind: Any, tmp_
     assert ours.text_features.equal(theirs.text_features)
     assert (ours.caption_losses - theirs.caption_losses).abs() > 1e-4
     assert ours.text_features.equal(plain.encode_text(tokens))  # one seed, one tower
+
+
+@KINDS
+def test_other_captions_are_foretold_than_features_are_of(kind: Any, tmp_path: Path) -> None:
+    model = build(folder(tmp_path / "lm", kind()))
+    short, long = trimmed(model, ["fox", "cat", "a", "red"]), trimmed(model, TEXTS)
+    found, alone = (
+        model(IMAGES, short, None, TokenLoss(), None, DecoderTexts(long)),
+        model(IMAGES, long, None, TokenLoss()),
+    )
+    assert found.caption_losses.equal(alone.caption_losses)
+    assert found.caption_lengths.equal(alone.caption_lengths)
+    assert found.text_features.equal(model.encode_text(short))
+    found.caption_losses.sum().backward()
+    assert model.text_tower.model.get_input_embeddings().weight.grad[VOCABULARY.index("snow")].any()
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
@@ -229,6 +199,15 @@ def test_activations_computed_again_change_nothing(kind: Any, tmp_path: Path) ->
 CAPTION = {"regularisers": [{"type": "caption", "weight": 1.0}]}
 
 
+SECOND = {"regularisers": [{"type": "caption", "weight": 1.0, "view": "second"}]}
+
+
+def second(shards: Path) -> dict[str, Any]:
+    """What is foretold stays, and something else is contrasted."""
+    captions = {"views": [{"columns": ["name"], "templates": ["the red {}"]}], "second_views": [{"columns": ["name"]}]}
+    return {"objective": SECOND, "data": {"shards": str(shards), "lanes": 4, "workers": 0, "captions": captions}}
+
+
 def recipe(shards: Path, run: Path, model: dict[str, Any], **changes: Any) -> Recipe:
     keys = {"total_samples": 64, "model": model, "objective": CAPTION, "optim": {"peak_lr": 3e-3}}
     return make.tiny_recipe(shards, run, **(keys | changes))
@@ -272,8 +251,23 @@ def test_lora_learns_from_both_losses(shards: Path, tmp_path: Path) -> None:
     assert (losses[0] - model(IMAGES, tokens, None, TokenLoss()).caption_losses).abs().max() > 1e-2
 
 
+@KINDS
+def test_second_captions_are_foretold_in_micro_batches(kind: Any, shards: Path, tmp_path: Path) -> None:
+    keys = tree(folder(tmp_path / "lm", kind()))
+    loop.train(recipe(shards, tmp_path / "first", keys))
+    loop.train(recipe(shards, tmp_path / "whole", keys, **second(shards)))
+    loop.train(recipe(shards, tmp_path / "parts", keys, micro_batch=3, **second(shards)))
+    assert column(tmp_path / "whole", "caption")[0] == pytest.approx(column(tmp_path / "first", "caption")[0], abs=1e-5)
+    assert abs(column(tmp_path / "whole", "contrastive")[0] - column(tmp_path / "first", "contrastive")[0]) > 1e-3
+    for name in ("total", "caption"):
+        torch.testing.assert_close(
+            column(tmp_path / "parts", name), column(tmp_path / "whole", name), atol=1e-4, rtol=1e-4
+        )
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
+@pytest.mark.parametrize("other", [False, True], ids=["first", "second"])
 @KINDS
 @pytest.mark.parametrize(
     ("configuration", "options"),
@@ -285,11 +279,17 @@ def test_lora_learns_from_both_losses(shards: Path, tmp_path: Path) -> None:
     ids=["ddp", "fsdp2", "zero3"],
 )
 def test_two_processes_train_like_one(
-    kind: Any, configuration: str, options: tuple[str, ...], shards: Path, tmp_path: Path, launch: Any
+    kind: Any,
+    other: bool,
+    configuration: str,
+    options: tuple[str, ...],
+    shards: Path,
+    tmp_path: Path,
+    launch: Any,
 ) -> None:
-    keys = tree(folder(tmp_path / "lm", kind()))
-    loop.train(recipe(shards, tmp_path / "one", keys))
-    (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two", keys)))
+    keys, changes = tree(folder(tmp_path / "lm", kind())), second(shards) if other else {}
+    loop.train(recipe(shards, tmp_path / "one", keys, **changes))
+    (tmp_path / "two.yaml").write_text(dump(recipe(shards, tmp_path / "two", keys, **changes)))
     launch(tmp_path / "two.yaml", configuration, *options)
     for name in ("total", "caption"):
         torch.testing.assert_close(column(tmp_path / "two", name), column(tmp_path / "one", name), atol=1e-4, rtol=1e-4)
@@ -302,6 +302,7 @@ def test_two_processes_train_like_one(
     ("keys", "said"),
     [
         ({"prefix_tokens": -1}, "prefix_tokens must be at least 0, not -1"),
+        ({"context_length": 3, "template": "a red {} in snow"}, "3 tokens have no room for a caption"),
         ({"context_length": 30}, "captions cannot have 30 tokens behind 3 of the picture, at most 29"),
     ],
 )
@@ -317,8 +318,6 @@ def test_what_foretells_no_words_is_refused(shards: Path, tmp_path: Path) -> Non
     headless = folder(tmp_path / "headless", llama().model)
     with pytest.raises(CheckpointError, match=r"1 weights are absent, lm_head\.weight the first"):
         build(headless)
-    model = build(folder(tmp_path / "lm", llama()))
-    with pytest.raises(ConfigError, match="the model writes no captions"):
-        captions(model, IMAGES[:1], GenerateConfig())
-    with pytest.raises(ConfigError, match="nothing in the objective teaches the model's decoder"):
+    folder(tmp_path / "lm", llama())
+    with pytest.raises(ConfigError, match="nothing in the objective teaches text_decoder"):
         loop.train(recipe(shards, tmp_path / "run", tree(tmp_path / "lm"), objective={}))

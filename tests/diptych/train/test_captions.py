@@ -20,10 +20,12 @@ from diptych.losses.batch import Pairs
 from diptych.losses.objective import Objective, ObjectiveConfig
 from diptych.models import dual_encoder
 from diptych.models.captions import next_words
+from diptych.models.dual_encoder import ModelConfig
+from diptych.models.matching import DecoderTexts
 from diptych.testing import TINY_CAPTIONER, run_ranks
 from diptych.train import loop
 from diptych.train.recipe import Recipe
-from diptych.vocabulary import IGNORED
+from diptych.vocabulary import IGNORED, TokenLoss
 
 COCA = {"regularisers": [{"type": "caption", "label_smoothing": 0.1, "z_loss": 1e-4}]}
 WEIGHT = 2.0
@@ -31,10 +33,14 @@ WEIGHT = 2.0
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Four shards of samples with captions of two to seven words."""
+    """Four shards of samples with captions of two to seven words, and others."""
     for number in range(4):
         samples = [
-            make.tiny_sample(f"s{number}{i}", caption=" ".join(["a red fox on the grass"[: 2 + 4 * (i % 6)], str(i)]))
+            make.tiny_sample(
+                f"s{number}{i}",
+                caption=" ".join(["a red fox on the grass"[: 2 + 4 * (i % 6)], str(i)]),
+                hard=[f"the long caption of picture {i}"[: 18 + 3 * i]],
+            )
             for i in range(8)
         ]
         make.write_shard(tmp_path / "shards" / f"{number:06d}.tar", samples)
@@ -87,6 +93,59 @@ def test_micro_batches_train_the_same(size: int, shards: Path, tmp_path: Path) -
         )
 
 
+LONG = {"columns": ["hard"]}
+SECOND = {"regularisers": [COCA["regularisers"][0] | {"view": "second"}]}
+
+
+def with_captions(shards: Path, **captions: Any) -> dict[str, Any]:
+    return {"data": {"shards": str(shards), "lanes": 4, "workers": 0, "captions": captions}}
+
+
+def two_captions(shards: Path, run: Path, second: dict[str, Any] = LONG, **changes: Any) -> Recipe:
+    return recipe(shards, run, objective=SECOND, **with_captions(shards, second_views=[second]), **changes)
+
+
+def test_other_captions_are_foretold_than_contrasted(shards: Path, tmp_path: Path) -> None:
+    loop.train(two_captions(shards, tmp_path / "both"))
+    loop.train(recipe(shards, tmp_path / "short"))
+    loop.train(recipe(shards, tmp_path / "long", **with_captions(shards, views=[LONG])))
+    first = {run: [column(tmp_path / run, name)[0] for name in ("contrastive", "caption")] for run in ("short", "long")}
+    found = [column(tmp_path / "both", name)[0] for name in ("contrastive", "caption")]
+    assert found == pytest.approx([first["short"][0], first["long"][1]], abs=1e-5)
+    assert abs(found[0] - first["long"][0]) > 1e-3
+    assert abs(found[1] - first["short"][1]) > 1e-3
+    assert column(tmp_path / "both", "caption")[-1] < found[1] - 1
+
+
+def test_a_second_caption_that_is_the_first_changes_nothing(shards: Path, tmp_path: Path) -> None:
+    loop.train(recipe(shards, tmp_path / "one"))
+    loop.train(two_captions(shards, tmp_path / "two", {"columns": ["txt"]}))
+    for name in ("total", "caption"):
+        torch.testing.assert_close(column(tmp_path / "two", name), column(tmp_path / "one", name), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_second_captions_come_in_micro_batches_too(size: int, shards: Path, tmp_path: Path) -> None:
+    loop.train(two_captions(shards, tmp_path / "whole"))
+    loop.train(two_captions(shards, tmp_path / "parts", micro_batch=size))
+    for name in ("total", "caption"):
+        torch.testing.assert_close(
+            column(tmp_path / "parts", name), column(tmp_path / "whole", name), atol=1e-4, rtol=1e-4
+        )
+
+
+@torch.no_grad()
+def test_captions_of_the_first_pictures_alone_are_foretold() -> None:
+    model = dual_encoder.build(from_tree(ModelConfig, TINY_CAPTIONER), seed=0).eval()
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    short, long = model.tokenizer(["fox", "cat", "a red fox"])[:, :5], model.tokenizer(["a red fox", "the cat in snow"])
+    found = model(images, short, None, TokenLoss(), None, DecoderTexts(long))
+    alone = model(images[:2], long, None, TokenLoss())
+    torch.testing.assert_close(found.caption_losses, alone.caption_losses, atol=1e-5, rtol=1e-5)
+    assert found.caption_lengths.equal(alone.caption_lengths)
+    assert found.text_features.equal(model.encode_text(short))
+
+
 ZERO3 = ("--deepspeed_config_file", "configs/deepspeed/zero3.json")
 
 
@@ -103,7 +162,9 @@ ZERO3 = ("--deepspeed_config_file", "configs/deepspeed/zero3.json")
     ],
     ids=["ddp", "fsdp2-parts", "ddp-parts", "fsdp2", "zero3", "zero3-parts"],
 )
+@pytest.mark.parametrize("second", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["first", "second"])
 def test_two_processes_train_like_one(
+    second: bool,
     configuration: str,
     size: int | None,
     options: tuple[str, ...],
@@ -111,8 +172,9 @@ def test_two_processes_train_like_one(
     tmp_path: Path,
     launch: Callable[..., None],
 ) -> None:
-    loop.train(recipe(shards, tmp_path / "one"))
-    two = recipe(shards, tmp_path / "two", micro_batch=size)
+    make_recipe = two_captions if second else recipe
+    loop.train(make_recipe(shards, tmp_path / "one"))
+    two = make_recipe(shards, tmp_path / "two", micro_batch=size)
     (tmp_path / "two.yaml").write_text(dump(two))
     launch(tmp_path / "two.yaml", configuration, *options)
     for name in ("total", "caption"):
@@ -146,6 +208,10 @@ def test_options_of_training_hold_for_captioners(key: str, shards: Path, tmp_pat
 def test_what_does_not_fit_is_refused_before_training(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no decoder"):
         loop.train(recipe(shards, tmp_path / "run", model=make.TINY_MODEL))
+    with pytest.raises(ConfigError, match="second captions are brought and used together"):
+        loop.train(recipe(shards, tmp_path / "run", objective=SECOND))
+    with pytest.raises(ConfigError, match="second captions are brought and used together"):
+        loop.train(recipe(shards, tmp_path / "run", **with_captions(shards, second_views=[LONG])))
     with pytest.raises(ConfigError, match="add caption, or freeze it"):
         loop.train(recipe(shards, tmp_path / "run", objective={}))
 

@@ -18,7 +18,7 @@ from diptych.losses.batch import Pairs
 from diptych.losses.objective import Objective, ObjectiveConfig
 from diptych.models import dual_encoder
 from diptych.models.dual_encoder import DualEncoder, ModelConfig
-from diptych.models.matching import WrongPairs
+from diptych.models.matching import DecoderTexts, WrongPairs
 from diptych.models.run import open_run
 from diptych.testing import TINY_CAPTIONER, run_ranks
 from diptych.train import loop, partners
@@ -102,7 +102,7 @@ def test_the_term_is_its_formula() -> None:
     model = matcher()
     images, tokens = rows(model)
     wrong = WrongPairs(torch.tensor([0, 0, 2]), tokens[[1, 2, 0]])
-    found = model(images, tokens[:, :14], wrong=wrong)
+    found = model(images, tokens[:, :14], further=DecoderTexts(wrong=wrong))
     objective = Objective(from_tree(ObjectiveConfig, {"contrastive": {"weight": 0.0}, **TERMS}), embed_dim=32)
     term = objective.config.regularisers[1]
     value = term(Pairs(**found._asdict()), ALONE)
@@ -121,9 +121,9 @@ def test_the_term_is_its_formula() -> None:
 def test_the_head_sees_picture_and_words() -> None:
     model = matcher()
     images, tokens = rows(model)
-    first = model(images, tokens, wrong=WrongPairs(torch.tensor([0]), tokens[:1])).match_right
+    first = model(images, tokens, further=DecoderTexts(wrong=WrongPairs(torch.tensor([0]), tokens[:1]))).match_right
     for others in ((images[[1, 0, 2]], tokens), (images, tokens[[1, 0, 2]])):
-        second = model(*others, wrong=WrongPairs(torch.tensor([0]), tokens[:1])).match_right
+        second = model(*others, further=DecoderTexts(wrong=WrongPairs(torch.tensor([0]), tokens[:1]))).match_right
         changed = (first - second).abs() > 1e-6
         assert changed.tolist() == [True, True, False]
 

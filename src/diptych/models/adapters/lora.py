@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from diptych.distributed import sharding
 from diptych.errors import ConfigError, one_line
 from diptych.models.adapters.attention import pack, unpack
 from diptych.models.adapters.family import Adapter
@@ -125,7 +126,7 @@ def merge_lora(tower: nn.Module, *, keep_base: bool = False) -> None:
     for parent in list(tower.modules()):
         for child, module in list(parent.named_children()):
             if isinstance(module, LoraLayer):
-                if hasattr(module.get_base_layer().weight, "qdata"):
+                if sharding.is_compressed(module.get_base_layer().weight):
                     raise ConfigError("compressed weights take nothing in · model.adapters · open the finished run")
                 if not keep_base:
                     module.merge(safe_merge=True)

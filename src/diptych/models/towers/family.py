@@ -103,8 +103,7 @@ class Captioner:
     decoder: nn.Module
     """Tokens of pictures and words, to logits of what `targets` gives, or to their losses [B]. The last word of the
     longest caption is not handed to it: nothing follows."""
-    spelling: "Spelling | None"
-    """None: it foretells given captions and writes none of its own."""
+    spelling: "Spelling"
     width: int | None = None
     """Of what the decoder's `hidden` makes of picture and words, from which a head can judge; None: it has no such."""
     match_head: nn.Module | None = None
@@ -115,12 +114,16 @@ class Captioner:
 
 @dataclass(frozen=True)
 class Spelling:
-    """From ids to words."""
+    """From ids to words, and the frame that captions are written in."""
 
-    start: int
-    """The id that every caption begins with."""
+    start: tuple[int, ...]
+    """The ids that every caption begins with."""
     end: int
-    """The id that every caption ends with."""
+    """The id that stands behind every caption."""
+    room: int
+    """Ids that a caption can have, `end` among them and `start` not."""
+    banned: tuple[int, ...]
+    """Ids that are no words."""
     text: Callable[[Sequence[int]], str]
     """The words of ids, without start and end."""
 

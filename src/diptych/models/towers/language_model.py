@@ -40,7 +40,9 @@ class LanguageModelTowers(Towers, name="language_model"):
     long is cut at its end, template included."""
     prefix_tokens: int = 0
     """Above 0 the model also foretells each word of a caption, with the term `caption` of the objective: behind this
-    many soft tokens, which `text_decoder.prefix` makes from the picture's feature. Features of texts see no picture."""
+    many soft tokens, which `text_decoder.prefix` makes from the picture's feature. Features of texts see no picture.
+    Such a model writes captions; they end where it foretells what stands behind each: the end of the text, or the
+    template's first token behind `{}`, which no caption has then."""
 
     def __post_init__(self) -> None:
         if "{}" not in self.template:
@@ -73,7 +75,7 @@ class LanguageModelTowers(Towers, name="language_model"):
         if self.prefix_tokens:
             tower.output_tokens = True
             with refusing(f"transformers' {config.model_type!r} foretells no words"):
-                writes = captioner(model, tokenizer, embed_dim=image.embed_dim, num_tokens=self.prefix_tokens)
+                writes = captioner(model, tokenizer, theirs, embed_dim=image.embed_dim, num_tokens=self.prefix_tokens)
         return BuiltTowers(
             image_tower=image.image_tower,
             text_tower=tower,
@@ -147,18 +149,23 @@ class LastToken(nn.Module):
         states = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
         last = mask.sum(1) - 1
         found: Tensor = self.projection(states[torch.arange(len(states), device=states.device), last])
-        if not self.output_tokens:
-            return found
+        return (found, self.words(tokens)) if self.output_tokens else found
+
+    def words(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L W"]:
+        """The embeddings of the words."""
         embeddings: Any = self.model.get_input_embeddings()  # type: ignore[operator]
-        return found, embeddings(ids)
+        found: Tensor = embeddings(padded_with(tokens, self.end))
+        return found
 
 
 def _encoder(theirs: Any, template: str, length: int) -> Callable[..., Int[Tensor, "B L"]]:
+    ends = theirs("a").input_ids[-1] == theirs.eos_token_id  # a text without words may be an end that is a start too
+
     def encode(texts: Sequence[str], context_length: int = length) -> Int[Tensor, "B L"]:
         found = torch.zeros(len(texts), context_length, dtype=torch.long)
         for row, text in zip(found, texts, strict=True):
             ids = theirs(template.replace("{}", text), truncation=True, max_length=context_length - 1).input_ids
-            ids = [*(ids[:-1] if ids and ids[-1] == theirs.eos_token_id else ids), theirs.eos_token_id]
+            ids = [*(ids[:-1] if ends else ids), theirs.eos_token_id]
             row[: len(ids)] = torch.tensor(ids) + 1
         return found
 

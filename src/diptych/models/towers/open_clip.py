@@ -313,11 +313,16 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
 
 def _spelling(text_cfg: dict[str, Any]) -> Spelling:
     """How ids of `build_tokenizer` are written out."""
+    room = text_cfg.get("context_length", CLIPTextCfg.context_length) - 1
     if text_cfg.get("hf_tokenizer_name"):
         theirs = HFTokenizer(text_cfg["hf_tokenizer_name"], **(text_cfg.get("tokenizer_kwargs") or {})).tokenizer
         start = theirs.bos_token_id if theirs.bos_token_id is not None else theirs.cls_token_id
         end = theirs.eos_token_id if theirs.eos_token_id is not None else theirs.sep_token_id
-        return Spelling(start, end, lambda ids: theirs.decode(ids, skip_special_tokens=True).strip())
+        return Spelling(
+            (start,), end, room, (0, start), lambda ids: theirs.decode(ids, skip_special_tokens=True).strip()
+        )
     tokenizer = open_clip.SimpleTokenizer()
     start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
-    return Spelling(start, end, lambda ids: tokenizer.decode([i for i in ids if i not in (start, end)]).strip())
+    return Spelling(
+        (start,), end, room, (0, start), lambda ids: tokenizer.decode([i for i in ids if i not in (start, end)]).strip()
+    )

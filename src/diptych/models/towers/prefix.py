@@ -16,24 +16,36 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.models.towers.family import Captioner, TextTokenizer
+from diptych.models.towers.family import Captioner, Spelling, TextTokenizer
 from diptych.vocabulary import IGNORED, TokenLoss, token_losses
 
 
 class PrefixDecoder(nn.Module):
     """Words of captions from soft tokens of the picture and the words before."""
 
-    def __init__(self, model: nn.Module, head: nn.Linear | None, *, embed_dim: int, num_tokens: int) -> None:
+    def __init__(self, model: Any, head: nn.Linear | None, *, embed_dim: int, num_tokens: int) -> None:
         """`model` is the text tower's, without its head; no head: the vocabulary is that of its embeddings."""
         super().__init__()
         self._model: tuple[Any] = (model,)  # in a tuple: parameters that two modules name would be saved twice
         self.num_tokens = num_tokens
-        self.prefix = nn.Linear(embed_dim, num_tokens * int(self._embeddings.weight.shape[1]))
+        self.prefix = nn.Linear(embed_dim, num_tokens * int(model.get_input_embeddings().weight.shape[1]))
         self.head = head
 
     @property
-    def _embeddings(self) -> Any:
-        return self._model[0].get_input_embeddings()
+    def model(self) -> Any:
+        """The layers: the text tower's."""
+        return self._model[0]
+
+    @property
+    def vocabulary(self) -> Float[Tensor, "W V"]:
+        """States times this are logits."""
+        weight: Tensor = (self.head if self.head is not None else self.model.get_input_embeddings()).weight
+        return weight.T
+
+    def soft_tokens(self, image_tokens: Float[Tensor, "B 1 D"]) -> Float[Tensor, "B prefix W"]:
+        """What stands for a picture before the words."""
+        found: Tensor = self.prefix(image_tokens).unflatten(-1, (self.num_tokens, -1)).flatten(1, 2)
+        return found
 
     def forward(
         self,
@@ -48,14 +60,12 @@ class PrefixDecoder(nn.Module):
             image_tokens: the picture's feature.
             words: embeddings of all L words but the last, behind which nothing is foretold.
         """
-        prefix = self.prefix(image_tokens).unflatten(-1, (self.num_tokens, -1)).flatten(1, 2)
-        inputs = torch.cat([prefix.to(words.dtype), words], 1)
+        inputs = torch.cat([self.soft_tokens(image_tokens).to(words.dtype), words], 1)
         # No mask: behind a causal one, padding to the right changes nothing.
-        hidden = self._model[0](inputs_embeds=inputs, use_cache=False).last_hidden_state[:, self.num_tokens - 1 :]
-        vocabulary = (self.head if self.head is not None else self._embeddings).weight.T
+        hidden = self.model(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, self.num_tokens - 1 :]
         if targets is None or form is None:
-            return hidden @ vocabulary
-        losses = token_losses(hidden.flatten(0, 1), vocabulary, targets.flatten(), form)
+            return hidden @ self.vocabulary
+        losses = token_losses(hidden.flatten(0, 1), self.vocabulary, targets.flatten(), form)
         return losses.view(targets.shape).sum(1)
 
 
@@ -75,13 +85,29 @@ class CaptionIds:
         return torch.where((places >= self.before) & (places <= first_behind), tokens - 1, IGNORED)
 
 
-def captioner(whole: Any, tokenizer: TextTokenizer, *, embed_dim: int, num_tokens: int) -> Captioner:
-    """What makes a captioner of a language model with its head. Raises ConfigError where the head is no matrix."""
+def captioner(whole: Any, tokenizer: TextTokenizer, theirs: Any, *, embed_dim: int, num_tokens: int) -> Captioner:
+    """What makes a captioner of a language model with its head.
+
+    Args:
+        tokenizer: `theirs`, transformers', as the text tower uses it.
+
+    Raises:
+        ConfigError: the head is no matrix, or texts have no room for a caption.
+    """
     model, head = whole.base_model, whole.get_output_embeddings()
     _check_head(whole)
+    before, behind = _frame(tokenizer)
     tied = head.weight is model.get_input_embeddings().weight
     decoder = PrefixDecoder(model, None if tied else head, embed_dim=embed_dim, num_tokens=num_tokens)
-    return Captioner(decoder, spelling=None, targets=_caption_ids(tokenizer))
+    no_words = {*theirs.all_special_ids, *range(len(theirs), len(head.weight))} - {behind[0]}
+    spelling = Spelling(
+        start=before,
+        end=behind[0],
+        room=tokenizer.context_length - len(before) - len(behind) + 1,
+        banned=tuple(sorted(no_words)),
+        text=lambda ids: str(theirs.decode(list(ids), skip_special_tokens=True)).strip(),
+    )
+    return Captioner(decoder, spelling, targets=CaptionIds(len(before), len(behind)))
 
 
 @torch.no_grad()
@@ -100,11 +126,18 @@ def _check_head(whole: Any) -> None:
         )
 
 
-def _caption_ids(tokenizer: TextTokenizer) -> CaptionIds:
-    """What a text without words shares with one that has some."""
-    empty, some = ([id for id in row.tolist() if id] for row in tokenizer(["", "a"]))
+def _frame(tokenizer: TextTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids before and behind every caption, as the language model numbers them: what a text without words shares
+    with one that has some. Raises ConfigError where there is no room for any."""
+    empty, some = ([id - 1 for id in row.tolist() if id] for row in tokenizer(["", "a"]))
+    if empty == some:
+        raise ConfigError(
+            f"with the template, {tokenizer.context_length} tokens have no room for a caption · "
+            "model.towers.context_length · raise it, or shorten the template"
+        )
     before = _alike(empty, some)
-    return CaptionIds(before, min(_alike(empty[::-1], some[::-1]), len(empty) - before))
+    behind = min(_alike(empty[::-1], some[::-1]), len(empty) - before)
+    return tuple(empty[:before]), tuple(empty[len(empty) - behind :])
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:

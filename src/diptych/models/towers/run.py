@@ -21,7 +21,7 @@ class RunTowers(Towers, name="run"):
 
         model = merged(open_run(RunFolder(self.run)))
         captioner = None
-        if model.text_decoder is not None:
+        if model.text_decoder is not None and model.spelling is not None:
             captioner = Captioner(
                 model.text_decoder, model.spelling, model.match_width, model.match_head, model.targets
             )

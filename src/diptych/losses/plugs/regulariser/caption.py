@@ -1,6 +1,7 @@
 """Captions written word by word."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,7 +25,8 @@ class Caption(Regulariser, name="caption"):
     Source: arXiv:2205.01917 (weight 2 beside a contrastive weight of 1); arXiv:2204.02311, section 5 (ζ = 1e-4).
     Cost: the decoder and its vocabulary, forward and backward; logits of a few tokens at a time (`diptych.vocabulary`).
     Use: with towers that have a `multimodal` part, to write captions, and features that know more than names; with a
-    language model that has `prefix_tokens` (VladVA, arXiv:2412.04378).
+    language model that has `prefix_tokens`. Short captions for contrast and long ones for the next word (VladVA,
+    arXiv:2412.04378): `view: second`, with the long ones' columns in `data.captions.second_views`.
     Verified: dense float64; 2 processes equal one, micro-batches equal the whole batch, padding changes nothing.
     """
 
@@ -34,6 +36,9 @@ class Caption(Regulariser, name="caption"):
     """ε: the share of a word's target that goes to all words alike, in [0, 1)."""
     z_loss: float = 0.0
     """ζ: keeps the logits' log-sum-exp near 0; 1e-4 where bf16 training becomes unstable."""
+    view: Literal["first", "second"] = "first"
+    """Whose words: those of the caption that is contrasted, or of a second one, from `data.captions.second_views`.
+    CoCa's text tower then reads both, one after the other."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
