@@ -35,7 +35,7 @@ from diptych.train.loop import train
 from diptych_eval.embedder import Embedder
 from diptych_eval.labelled import Labelled
 from diptych_eval.protocols import baselines
-from diptych_eval.protocols.plan import TRAINING_FREE, Cell, FewShotPlan, Method
+from diptych_eval.protocols.plan import BASELINES, Cell, FewShotPlan, Method
 from diptych_eval.protocols.shots import Part, draw, write
 from diptych_eval.store import FeatureStore
 from diptych_eval.tasks.zeroshot import against_classes
@@ -132,9 +132,9 @@ class _Comparison:
 
     def cells(self) -> Iterator[Cell]:
         """Zero-shot once, everything else for each number of shots and each seed."""
-        yield Cell(TRAINING_FREE[0], 0, 0)
+        yield Cell(BASELINES[0], 0, 0)
         for shots in self._plan.shots:
-            for method in (*TRAINING_FREE[1:], *self._methods):
+            for method in (*BASELINES[1:], *self._methods):
                 yield from (Cell(method, shots, seed) for seed in self._plan.seeds)
 
     @property
@@ -180,18 +180,21 @@ class _Comparison:
         scores = {}
         for test in self._tests:
             knows = test.part.set.names[test.first : test.last] == drawn.classes
-            scores[test.name] = (
-                self._training_free(cell.method, drawn, test) if knows else self._zero_shot(self._base, test)
-            )
+            scores[test.name] = self._baseline(cell, drawn, test) if knows else self._zero_shot(self._base, test)
         return self._harmonised(
             {test.name: baselines.top1(scores[test.name], test.labelled.labels) for test in self._tests}
         )
 
-    def _training_free(self, name: str, drawn: Labelled, test: _Test) -> Float[Tensor, "N C"]:
-        if name == TRAINING_FREE[1]:
+    def _baseline(self, cell: Cell, drawn: Labelled, test: _Test) -> Float[Tensor, "N C"]:
+        _, probe, tip_adapter, _ = BASELINES
+        if cell.method == probe:
             return baselines.linear_probe(drawn, test.labelled)
         _, classes = against_classes(self._embedder(self._base), test.part.found, drawn.classes, self._templates(test))
-        return baselines.tip_adapter(drawn, test.labelled, classes, self._base.logit_scale)
+        cache = baselines.Cache(drawn, classes, self._base.logit_scale)
+        chosen = cache.chosen()
+        if cell.method != tip_adapter:
+            cache = cache.trained(*chosen, seed=cell.seed)
+        return cache.scores(test.labelled.features, *chosen)
 
     def _tuned(self, method: Method, cell: Cell) -> ModelEncoder:
         """Trains, opens the run, and removes it once its weights are read."""

@@ -56,7 +56,8 @@ class FewShotPlan(Config):
     recipe: dict[str, Any]
     """Keys of a run's configuration for all methods: `model.towers` names the base."""
     methods: tuple[Method, ...] = ()
-    """Ways of tuning; zero-shot, linear probe and Tip-Adapter, which train nothing, are always there."""
+    """Ways of tuning; zero-shot, linear probe, Tip-Adapter and Tip-Adapter-F, which leave the model as it is, are
+    always there."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Pictures of each class."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -81,8 +82,8 @@ class FewShotPlan(Config):
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
         names = [method.name for method in self.methods]
-        if len(set(names)) < len(names) or set(names) & set(TRAINING_FREE):
-            raise ValueError(f"methods must have different names, and none of {', '.join(TRAINING_FREE)}")
+        if len(set(names)) < len(names) or set(names) & set(BASELINES):
+            raise ValueError(f"methods must have different names, and none of {', '.join(BASELINES)}")
 
     def recipe_of(self, method: Method, names: tuple[str, ...], cell: "Cell", shards: Path, run: Path) -> Recipe:
         """The run of one cell.
@@ -106,7 +107,7 @@ class FewShotPlan(Config):
         return from_tree(Recipe, merge(merge(base, tree), given), where=f"method {method.name}")
 
 
-TRAINING_FREE = ("zero-shot", "linear probe", "Tip-Adapter")
+BASELINES = ("zero-shot", "linear probe", "Tip-Adapter", "Tip-Adapter-F (trained keys)")
 
 
 @dataclass(frozen=True)

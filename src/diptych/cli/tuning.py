@@ -14,7 +14,7 @@ def add(verbs: Any) -> None:
         verbs,
         "fewshot",
         _fewshot,
-        "compare ways of tuning on few pictures of each class, over draws, beside methods that train nothing",
+        "compare ways of tuning on few pictures of each class, over draws, beside baselines that do not",
         example="diptych fewshot configs/tune/fewshot.yaml root=pets out=runs/pets",
         keys="diptych_eval.protocols.plan:FewShotPlan",
     )
