@@ -1,8 +1,9 @@
 """The comparison as a page: means over seeds with intervals, and curves over the number of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import cycle
 from pathlib import Path
 
 import jinja2
@@ -12,6 +13,7 @@ from diptych import __version__
 from diptych.runfolder import write_text
 from diptych_eval.protocols.baselines import mean_and_interval
 from diptych_eval.protocols.fewshot import Measured
+from diptych_eval.protocols.plan import SHARE
 from diptych_eval.report.plots import COLOURS, Series, shares
 
 
@@ -56,14 +58,16 @@ class Table:
 
 
 def tables(measured: Sequence[Measured]) -> list[Table]:
-    """One for each figure; what learns from nothing is the same in all columns."""
+    """One for each figure, of the methods that have it; what learns from nothing is the same in all columns."""
     names = list(dict.fromkeys(name for one in measured for name in one.figures))
-    methods = list(dict.fromkeys(one.cell.method for one in measured))
+    colours = dict(zip(dict.fromkeys(one.cell.method for one in measured), cycle(COLOURS), strict=False))
+    return [_table(name, colours, measured) for name in names]
+
+
+def _table(name: str, colours: Mapping[str, str], measured: Sequence[Measured]) -> Table:
     shots = tuple(sorted({one.cell.shots for one in measured} - {0}))
-    return [_table(name, methods, shots, measured) for name in names]
+    having = {one.cell.method for one in measured if name in one.figures}
 
-
-def _table(name: str, methods: list[str], shots: tuple[int, ...], measured: Sequence[Measured]) -> Table:
     def figure(method: str, count: int) -> Figure | None:
         values = [
             one.figures[name]
@@ -72,19 +76,24 @@ def _table(name: str, methods: list[str], shots: tuple[int, ...], measured: Sequ
         ]
         return Figure(*mean_and_interval(values)) if values else None
 
-    rows = [[figure(method, count) for count in shots] for method in methods]
-    best = [max((one.mean for one in column if one is not None), default=0.0) for column in zip(*rows, strict=True)]
+    rows = {method: [figure(method, count) for count in shots] for method in colours if method in having}
+    best = [
+        max((one.mean for one in column if one is not None), default=0.0) for column in zip(*rows.values(), strict=True)
+    ]
     return Table(
         {"top1": "top-1"}.get(name, name.replace("_", " ")),
         shots,
         tuple(
             Row(
                 method,
-                COLOURS[number % len(COLOURS)],
+                colours[method],
                 tuple(figures),
-                tuple(one is not None and one.mean == top for one, top in zip(figures, best, strict=True)),
+                tuple(
+                    name != SHARE and one is not None and one.mean == top
+                    for one, top in zip(figures, best, strict=True)
+                ),
             )
-            for number, (method, figures) in enumerate(zip(methods, rows, strict=True))
+            for method, figures in rows.items()
         ),
     )
 

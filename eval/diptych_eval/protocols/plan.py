@@ -12,6 +12,10 @@ from diptych.train.recipe import Recipe
 from diptych_eval.embedder import EmbedSettings
 
 _SHARE_OF_WARMUP = 10
+CHOSEN = "chosen"
+"""Of `Method.tuned_share`."""
+SHARE = "tuned_share"
+"""The figure that says what was chosen."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,17 @@ class Method(Config):
     """Keys of a run's configuration over the plan's. Adapters that read classes get their names from the set."""
     epochs: int | None = None
     """Times that each picture is seen; none: the plan's."""
-    tuned_share: float | None = None
+    tuned_share: float | Literal["chosen"] | None = None
     """Weights are put between the base's and the tuned ones, this share of the way, after training (WiSE-FT,
-    arXiv:2109.01903; 0.5 where nothing can be held out to choose it on). None: as they are."""
+    arXiv:2109.01903; 0.5 where nothing can be held out to choose it on). `chosen`: the tenth that does best on held-out
+    pictures, as many of each class as shots or as there are, of the root's part `val` where there is one, else of those
+    of `train` that were not drawn; they are pictures beyond the shots. None: weights as they are."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
-        if self.tuned_share is not None and not 0 <= self.tuned_share <= 1:
-            raise ValueError(f"tuned_share must lie in [0, 1], not {self.tuned_share}")
+        if isinstance(self.tuned_share, float) and not 0 <= self.tuned_share <= 1:
+            raise ValueError(f"tuned_share must lie in [0, 1], or be chosen, not {self.tuned_share}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """A comparison on few pictures: right numbers, nothing twice, nothing learned from what is measured."""
 
 import json
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,20 @@ import torch.nn.functional as F
 import diptych.testing as make
 from diptych.cli import main
 from diptych.config import from_tree
-from diptych.encoder import load
+from diptych.encoder import ModelEncoder, load
 from diptych.errors import ConfigError, DataError
 from diptych.export.to_open_clip import export
 from diptych.models import dual_encoder
-from diptych.models.dual_encoder import ModelConfig
+from diptych.models.dual_encoder import DualEncoder, ModelConfig
 from diptych.testing import TINY_MODEL, tiny_sample
+from diptych_eval.embedder import Embedder
 from diptych_eval.labelled import Labelled
-from diptych_eval.protocols import fewshot
+from diptych_eval.protocols import between, fewshot
 from diptych_eval.protocols.baselines import Cache, harmonic_mean, mean_and_interval, top1
 from diptych_eval.protocols.page import tables, write_page
 from diptych_eval.protocols.plan import BASELINES, Cell, FewShotPlan
+from diptych_eval.protocols.shots import draw, hold_out
+from diptych_eval.tasks.zeroshot import ZeroShot
 
 NAMES = ["red fox", "wild cat", "guinea pig", "blue whale"]
 COOP = {
@@ -90,9 +95,6 @@ def test_what_an_interrupted_plan_left_is_no_beginning_of_another(root: Path, mo
 
 
 def test_zero_shot_is_the_task_of_that_name(root: Path) -> None:
-    from diptych_eval.embedder import Embedder
-    from diptych_eval.tasks.zeroshot import ZeroShot
-
     measured = fewshot.run(plan(root, methods=[], shots=[1], seeds=[0]))
     expected = ZeroShot("x", str(root)).run(Embedder(load(f"open_clip:{root.parent / 'base'}")))
     assert measured[0].figures["top1"] == expected.metrics["top1"]
@@ -110,6 +112,76 @@ def test_base_to_new_learns_from_half_of_the_classes(root: Path) -> None:
     assert len(index) - 1 == 2
 
 
+CHOSEN = FULL | {"name": "WiSE-FT", "tuned_share": "chosen"}
+
+
+@pytest.mark.parametrize("split", ["all", "base_to_new"])
+def test_a_share_is_chosen_on_pictures_that_are_held_out(
+    root: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    """Of a stand-in 0.3 is the best: the figures are those of that share."""
+    keys: dict[str, Any] = {"split": split, "shots": [1], "seeds": [0]}
+    of_base = []
+
+    def stand_in(base: DualEncoder, _: DualEncoder, figure: Callable[[ModelEncoder], float]) -> dict[float, float]:
+        of_base.append(figure(ModelEncoder(base)))
+        return {share: -abs(share - 0.3) for share in between.SHARES}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(between, "sweep", stand_in)
+        chosen = fewshot.run(plan(root, methods=[CHOSEN], **keys))[-1].figures
+    expected = fewshot.run(plan(root, methods=[CHOSEN | {"tuned_share": 0.3}], **keys))[-1].figures
+    assert chosen == expected | {"tuned_share": 0.3}
+    afresh = fewshot.run(plan(root, methods=[CHOSEN], out=str(root.parent / "afresh"), **keys))[-1].figures
+    assert afresh["tuned_share"] in between.SHARES
+    learned, held = (pixels(root.parent / "out" / kind / "1-0" / "000000.tar") for kind in ("shards", "held_out"))
+    assert len(held) == len(learned) == (4 if split == "all" else 2)
+    assert not set(held) & set(learned)
+    assert set(held) < set(pixels(root / "train" / "0.tar"))
+    (root / "names.txt").write_text("\n".join(NAMES[: len(held)]))
+    texts = {"classes": str(root / "names.txt"), "templates": str(root / "zeroshot_classification_templates.txt")}
+    task = ZeroShot("x", str(root.parent / "out" / "held_out" / "1-0"), **texts)
+    assert of_base == [task.run(Embedder(load(f"open_clip:{root.parent / 'base'}"))).metrics["top1"]]
+
+
+def test_the_part_val_is_for_choosing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: dict[str, Any] = {"methods": [CHOSEN], "shots": [4], "seeds": [0]}
+    with pytest.raises(DataError, match=r"nothing is left to choose tuned_share on \(4 classes, 'red fox' the first\)"):
+        fewshot.run(plan(root, **keys))
+    make.write_shard(root / "val" / "0.tar", [tiny_sample(f"val-{n}", label=n % 4) for n in range(8)])
+    first = fewshot.run(plan(root, **keys))
+    assert sorted(pixels(root.parent / "out/held_out/4-0/000000.tar")) == sorted(pixels(root / "val/0.tar"))
+    with monkeypatch.context() as patch:
+        patch.setattr(fewshot, "train", None)  # nothing is trained again
+        assert fewshot.run(plan(root, **keys)) == first
+        (root / "val" / "0.tar.index.jsonl").unlink(missing_ok=True)
+        make.write_shard(root / "val" / "0.tar", [tiny_sample(f"other-{n}", label=n % 4) for n in range(8)])
+        with pytest.raises(TypeError):
+            fewshot.run(plan(root, **keys))
+
+
+def pixels(shard: Path) -> list[bytes]:
+    with tarfile.open(shard) as tar:
+        return [tar.extractfile(member).read() for member in tar if member.name.endswith(".png")]  # type: ignore[union-attr]
+
+
+def test_what_is_held_out_lies_behind_the_draw() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 3)
+    part = Labelled(torch.eye(8), labels, tuple("abcdefgh"), ("x", "y"), "here")
+    drawn, held = draw(part, 2, 0), hold_out(part, 2, 0, behind=2)
+    assert part.labels[held].tolist() == [0, 0, 1]  # as many as there are
+    assert not set(held.tolist()) & set(drawn.tolist())
+    assert hold_out(part, 2, 0, behind=0).equal(drawn)
+    with pytest.raises(
+        DataError, match=r"nothing is left to choose tuned_share on \(1 classes, 'y' the first\) · here"
+    ):
+        hold_out(part, 3, 0, behind=3)
+
+
+def test_among_equal_shares_the_base_is_nearer() -> None:
+    assert between.best({1.0: 0.5, 0.2: 0.5, 0.3: 0.5, 0.0: 0.4}) == 0.2
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -118,6 +190,7 @@ def test_base_to_new_learns_from_half_of_the_classes(root: Path) -> None:
         ({"methods": [COOP, COOP]}, "methods must have different names"),
         ({"shots": [0]}, "shots must be at least 1"),
         ({"methods": [COOP | {"tuned_share": 2}]}, r"tuned_share must lie in \[0, 1\]"),
+        ({"methods": [COOP | {"tuned_share": "chose"}]}, "tuned_share: 'chose' is not number | one of chosen"),
         ({"methods": [COOP | {"recipe": {"optm": {}}}]}, "unknown key 'optm'; did you mean 'optim'"),
     ],
 )
@@ -241,8 +314,6 @@ def test_the_share_is_chosen_where_it_does_best(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Figures of a stand-in, highest at 0.3; the real ones at both ends."""
-    from diptych_eval.protocols import between
-
     export(dual_encoder.build(from_tree(ModelConfig, TINY_MODEL), seed=1), tmp_path / "other")
     (tmp_path / "held_out.yaml").write_text(f"tasks: [{{type: zeroshot, dataset: x, root: '{root}'}}]")
     command = ["interpolate", str(tmp_path / "base"), str(tmp_path / "other"), str(tmp_path / "best"), "--json"]
