@@ -34,6 +34,10 @@ class Method(Config):
     pictures, as many of each class as shots or as there are, of the root's part `val` where there is one, else of those
     of `train` that were not drawn; they are pictures beyond the shots. None: weights as they are."""
 
+    frozen_first: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that learn in the second half of the run alone (`stages`): `[image_tower]`,
+    with the adapter `classifier`, is LP-FT (arXiv:2202.10054)."""
+
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
@@ -105,6 +109,8 @@ class FewShotPlan(Config):
         total = max(pictures * (method.epochs or self.epochs) // batch, 1) * batch
         data = {"shards": str(shards), "lanes": 1, "workers": 0, "labels": True}
         given = {"run": str(run), "seed": cell.seed, "global_batch": batch, "total_samples": total, "model": model}
+        if method.frozen_first:
+            given["stages"] = [{"until_samples": max(total // 2, 1), "frozen": list(method.frozen_first)}]
         base: dict[str, Any] = {
             "data": data,
             "log": {"tensorboard": False},

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import diptych.testing as make
 from diptych.cli import main
 from diptych.config import from_tree
+from diptych.data.stages import Stage
 from diptych.encoder import ModelEncoder, load
 from diptych.errors import ConfigError, DataError
 from diptych.export.to_open_clip import export
@@ -110,6 +111,27 @@ def test_base_to_new_learns_from_half_of_the_classes(root: Path) -> None:
     assert by_method["linear probe"]["new"] == by_method["zero-shot"]["new"]  # it knows no other classes
     index = (root.parent / "out" / "shards" / "1-0" / "000000.tar.index.jsonl").read_text().splitlines()
     assert len(index) - 1 == 2
+
+
+LP_FT = {
+    "name": "LP-FT",
+    "frozen_first": ["image_tower"],
+    "recipe": {
+        "model": {"adapters": [{"type": "classifier", "templates": ["a photo of a {}."]}], "unfrozen": ["image_tower"]},
+        "objective": {"contrastive": {"weight": 0.0}, "regularisers": [{"type": "classification"}]},
+    },
+}
+
+
+def test_the_head_first_for_half_of_the_run(root: Path) -> None:
+    given = plan(root, methods=[LP_FT])
+    recipe = given.recipe_of(given.methods[0], tuple(NAMES), Cell("LP-FT", 2, 0), root / "shards", root / "run")
+    assert (recipe.total_samples, recipe.global_batch) == (16, 8)
+    assert recipe.stages == (Stage(8, frozen=("image_tower",)),)
+    least = given.recipe_of(given.methods[0], ("one",), Cell("LP-FT", 1, 0), root / "shards", root / "run")
+    assert least.stages[0].until_samples == 1
+    figures = fewshot.run(plan(root, methods=[LP_FT], shots=[1], seeds=[0], split="base_to_new"))[-1].figures
+    assert set(figures) == {"base", "new", "harmonic_mean"}  # new ones are read by their names
 
 
 CHOSEN = FULL | {"name": "WiSE-FT", "tuned_share": "chosen"}
