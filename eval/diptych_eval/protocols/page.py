@@ -13,7 +13,7 @@ from diptych import __version__
 from diptych.runfolder import write_text
 from diptych_eval.protocols.baselines import mean_and_interval
 from diptych_eval.protocols.fewshot import Measured
-from diptych_eval.protocols.plan import SHARE
+from diptych_eval.protocols.plan import BASELINES, OWN_FIGURES, SHARE
 from diptych_eval.report.plots import COLOURS, Series, shares
 
 
@@ -24,11 +24,16 @@ class Figure:
     mean: float
     half: float
     """Of its 95% interval; NaN where there is one seed."""
+    gained: float | None = None
+    """Beyond zero-shot, on a set that was not learned from; below 0: forgotten. Zero-shot does not vary: the
+    interval is that of the mean."""
 
     @property
     def text(self) -> str:
         """In percent."""
-        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.half:.1f}" if self.half == self.half else "")
+        interval = f" ± {100 * self.half:.1f}" if self.half == self.half else ""
+        gained = f" ({100 * self.gained:+.1f})" if self.gained is not None else ""
+        return f"{100 * self.mean:.1f}{interval}{gained}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def tables(measured: Sequence[Measured]) -> list[Table]:
 def _table(name: str, colours: Mapping[str, str], measured: Sequence[Measured]) -> Table:
     shots = tuple(sorted({one.cell.shots for one in measured} - {0}))
     having = {one.cell.method for one in measured if name in one.figures}
+    base = next((one.figures.get(name) for one in measured if one.cell.method == BASELINES[0]), None)
 
     def figure(method: str, count: int) -> Figure | None:
         values = [
@@ -74,7 +80,11 @@ def _table(name: str, colours: Mapping[str, str], measured: Sequence[Measured]) 
             for one in measured
             if one.cell.method == method and one.cell.shots in (0, count) and name in one.figures
         ]
-        return Figure(*mean_and_interval(values)) if values else None
+        if not values:
+            return None
+        mean, half = mean_and_interval(values)
+        compared = base is not None and name not in OWN_FIGURES and method != BASELINES[0]
+        return Figure(mean, half, mean - base if compared and base is not None else None)
 
     rows = {method: [figure(method, count) for count in shots] for method in colours if method in having}
     best = [
@@ -112,7 +122,12 @@ def write_page(measured: Sequence[Measured], title: str, out: Path) -> None:
     write_text(
         out,
         template.render(
-            title=title, parts=list(zip(shown, plots, strict=True)), style=style, seeds=seeds, version=__version__
+            title=title,
+            parts=list(zip(shown, plots, strict=True)),
+            style=style,
+            seeds=seeds,
+            compares=any(one.gained is not None for table in shown for row in table.rows for one in row.figures if one),
+            version=__version__,
         ),
     )
 

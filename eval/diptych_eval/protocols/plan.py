@@ -16,6 +16,8 @@ CHOSEN = "chosen"
 """Of `Method.tuned_share`."""
 SHARE = "tuned_share"
 """The figure that says what was chosen."""
+OWN_FIGURES = ("top1", "base", "new", "harmonic_mean", SHARE)
+"""All others are of further sets."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,13 @@ class OtherSet(Config):
     name: str
     """What its column is called."""
     root: str
-    """As the plan's, of which only `test` is read; with classes of its own."""
+    """As the plan's, of which only `test` is read. With the plan's classes it is a shift of domain, and everything that
+    was learned is measured on it; with classes of its own it is another data set (cross-dataset), read by their
+    names."""
+
+    def __post_init__(self) -> None:
+        if self.name in OWN_FIGURES:
+            raise ValueError(f"another set must not be called {self.name!r}, as a figure is")
 
 
 @dataclass(frozen=True)

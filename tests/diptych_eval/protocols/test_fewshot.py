@@ -1,6 +1,7 @@
 """A comparison on few pictures: right numbers, nothing twice, nothing learned from what is measured."""
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,45 @@ def test_the_head_first_for_half_of_the_run(root: Path) -> None:
     assert set(figures) == {"base", "new", "harmonic_mean"}  # new ones are read by their names
 
 
+def test_further_sets_of_the_same_classes_are_read_with_what_was_learned(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other classes, one of them new, by the names alone."""
+    shutil.copytree(root, root.parent / "strange")
+    (root.parent / "strange" / "classnames.txt").write_text("\n".join([*NAMES[:3], "grey wolf"]))
+    others = [{"name": name, "root": str(folder)} for name, folder in (("shift", root), ("x", root.parent / "strange"))]
+    seen, read = {}, fewshot.against_classes
+
+    def watched(embedder: Embedder, found: Any, names: tuple[str, ...], templates: tuple[str, ...]) -> Any:
+        seen[names] = read(embedder, found, names, templates)[1]
+        return read(embedder, found, names, templates)
+
+    monkeypatch.setattr(fewshot, "against_classes", watched)
+    faster = {**LP_FT, "recipe": {**LP_FT["recipe"], "optim": {"peak_lr": 0.1}}}
+    measured = fewshot.run(plan(root, methods=[faster], shots=[4], seeds=[0], others=others))
+    assert all(one.figures["shift"] == one.figures["top1"] for one in measured)
+    figures = {one.cell.method: one.figures for one in measured}
+    assert figures["linear probe"]["x"] == figures["zero-shot"]["x"]
+    rows, by_name = seen[tuple(NAMES)], seen[(*NAMES[:3], "grey wolf")]
+    base = load(f"open_clip:{root.parent / 'base'}").encode_text([f"a photo of a {name}." for name in NAMES])
+    torch.testing.assert_close(by_name[:3], base[:3])
+    assert (rows - base).abs().max() > 0.03
+
+
+def test_what_is_forgotten_stands_beside_the_figure() -> None:
+    def cell(method: str, shots: int, seed: int, other: float) -> fewshot.Measured:
+        return fewshot.Measured(Cell(method, shots, seed), {"top1": 0.5, "sketches": other})
+
+    measured = [cell("zero-shot", 0, 0, 0.4), *(cell("a", 1, seed, 0.1 * seed) for seed in (1, 2, 3))]
+    own, others = tables([*measured, *(cell("b", 1, seed, 0.5) for seed in (1, 2))])
+    assert "(" not in own.markdown()
+    assert others.markdown().splitlines()[2:] == [
+        "| zero-shot | 40.0 |",
+        "| a | 20.0 ± 24.8 (-20.0) |",
+        "| b | 50.0 ± 0.0 (+10.0) |",
+    ]
+
+
 CHOSEN = FULL | {"name": "WiSE-FT", "tuned_share": "chosen"}
 
 
@@ -210,6 +250,7 @@ def test_among_equal_shares_the_base_is_nearer() -> None:
         ({"shots": [5]}, r"5 shots, but 4 classes have fewer pictures \('red fox': 4\)"),
         ({"recipe": {}}, r"no base · recipe\.model\.towers"),
         ({"methods": [COOP, COOP]}, "methods must have different names"),
+        ({"others": [{"name": "new", "root": "x"}]}, "another set must not be called 'new'"),
         ({"shots": [0]}, "shots must be at least 1"),
         ({"methods": [COOP | {"tuned_share": 2}]}, r"tuned_share must lie in \[0, 1\]"),
         ({"methods": [COOP | {"tuned_share": "chose"}]}, "tuned_share: 'chose' is not number | one of chosen"),

@@ -39,6 +39,7 @@ def test_it_begins_as_zero_shot() -> None:
     expected = model.encode_image(IMAGES) @ zero_shot(model, NAMES).T
     torch.testing.assert_close(pictures @ classes.T, expected, atol=1e-6, rtol=0)
     assert model.class_prompts.rows.weight.shape == (3, 16)
+    assert not classes.requires_grad
 
 
 def test_logits_are_those_of_the_rows_in_float64() -> None:
