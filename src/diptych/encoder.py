@@ -111,7 +111,7 @@ class ModelEncoder:
             return None
         if not self.model.class_prompts.conditional:
             found = self.model.read_classes(image_features.to(self._device), names)
-            return found.image_features.cpu(), found.features.cpu()
+            return found.image_features.cpu(), found.features.detach().cpu()  # they may be weights themselves
         size = max(_CLASS_NUMBERS // (len(names) * self.model.embed_dim), 1)
         parts = [self.model.read_classes(rows.to(self._device), names) for rows in image_features.split(size)]
         one = torch.ones((), device=self._device)

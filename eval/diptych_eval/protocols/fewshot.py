@@ -3,6 +3,7 @@
 OUT/
   cells.jsonl           one line per measurement: method, shots, seed, what it depends on, figures
   shards/K-SEED/        the pictures that were learned from
+  held_out/K-SEED/      those that a share was chosen on
   runs/METHOD/K-SEED-…/ the runs, by what they depend on; a finished measurement needs its run no longer
   features/             of the base, by content
   fewshot.html          tables and curves
@@ -34,9 +35,10 @@ from diptych.runfolder import RunFolder, write_text
 from diptych.train.loop import train
 from diptych_eval.embedder import Embedder
 from diptych_eval.labelled import Labelled
-from diptych_eval.protocols import baselines
-from diptych_eval.protocols.plan import TRAINING_FREE, Cell, FewShotPlan, Method
-from diptych_eval.protocols.shots import Part, draw, write
+from diptych_eval.pictures import ShardPictures
+from diptych_eval.protocols import baselines, between
+from diptych_eval.protocols.plan import BASELINES, CHOSEN, SHARE, Cell, FewShotPlan, Method
+from diptych_eval.protocols.shots import Part, draw, hold_out, write
 from diptych_eval.store import FeatureStore
 from diptych_eval.tasks.zeroshot import against_classes
 
@@ -49,7 +51,7 @@ class Measured:
 
     cell: Cell
     figures: dict[str, float]
-    """`top1`, or `base`, `new` and `harmonic_mean`; and `NAME` of each other set."""
+    """`top1`, or `base`, `new` and `harmonic_mean`; `NAME` of each other set; and `tuned_share` where it was chosen."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ class _Comparison:
         ]
         self._sets = [self._train.content, self._train.set.templates, self._learned, measured]
         draw(self._train.of_classes(0, self._learned), max(plan.shots), 0)  # told now, not after an hour
+        self._val: Part | None = None
+        if any(method.tuned_share == CHOSEN for method in plan.methods):
+            if (Path(plan.root) / "val").is_dir():
+                self._val = self._open(embedder, "val")
+            self._held_out(max(plan.shots), 0)
 
     def _build(self) -> DualEncoder:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,9 +121,7 @@ class _Comparison:
 
     def _open_tests(self, embedder: Embedder) -> Iterator[_Test]:
         plan = self._plan
-        test = Part.open(embedder, plan.root, "test", plan.classes, plan.templates)
-        if test.set.names != self._train.set.names:
-            raise DataError(f"train and test are of different classes · {plan.root} · give both the same, or `classes`")
+        test = self._open(embedder, "test")
         count = len(test.set.names)
         if plan.split == "base_to_new":
             half = -(-count // 2)
@@ -128,13 +133,29 @@ class _Comparison:
             part = Part.open(embedder, other.root, "test", None, plan.templates)
             yield _Test(other.name, part, 0, len(part.set.names))
 
+    def _open(self, embedder: Embedder, split: str) -> Part:
+        """A part of the set beside `train`. Raises DataError where it is of other classes."""
+        plan = self._plan
+        part = Part.open(embedder, plan.root, split, plan.classes, plan.templates)
+        if part.set.names != self._train.set.names:
+            raise DataError(
+                f"train and {split} are of different classes · {plan.root} · give both the same, or `classes`"
+            )
+        return part
+
+    def _held_out(self, shots: int, seed: int) -> tuple[Part, Labelled]:
+        """What a share is chosen on: some pictures of a part. Raises DataError where there are none."""
+        part, behind = (self._val, 0) if self._val is not None else (self._train, shots)
+        pictures = part.of_classes(0, self._learned)
+        return part, pictures.rows(hold_out(pictures, shots, seed, behind=behind))
+
     # --- which cells ---------------------------------------------------------------------------------------------
 
     def cells(self) -> Iterator[Cell]:
         """Zero-shot once, everything else for each number of shots and each seed."""
-        yield Cell(TRAINING_FREE[0], 0, 0)
+        yield Cell(BASELINES[0], 0, 0)
         for shots in self._plan.shots:
-            for method in (*TRAINING_FREE[1:], *self._methods):
+            for method in (*BASELINES[1:], *self._methods):
                 yield from (Cell(method, shots, seed) for seed in self._plan.seeds)
 
     @property
@@ -163,6 +184,8 @@ class _Comparison:
         """What a cell's figures depend on."""
         plan, method = self._plan, self._methods.get(cell.method)
         own = [to_tree(method), plan.recipe, plan.epochs] if method is not None else []
+        if method is not None and method.tuned_share == CHOSEN and self._val is not None:
+            own.append(self._val.content)
         parts = json.dumps([self._base.fingerprint, own, self._sets, __version__], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
@@ -172,7 +195,8 @@ class _Comparison:
         """Draws, tunes and measures."""
         method = self._methods.get(cell.method)
         if method is not None:
-            return self._figures(self._tuned(method, cell))
+            encoder, chosen = self._tuned(method, cell)
+            return self._figures(encoder) | chosen
         if not cell.shots:
             return self._figures(self._base)
         train = self._train.of_classes(0, self._learned)
@@ -180,21 +204,24 @@ class _Comparison:
         scores = {}
         for test in self._tests:
             knows = test.part.set.names[test.first : test.last] == drawn.classes
-            scores[test.name] = (
-                self._training_free(cell.method, drawn, test) if knows else self._zero_shot(self._base, test)
-            )
+            scores[test.name] = self._baseline(cell, drawn, test) if knows else self._zero_shot(self._base, test)
         return self._harmonised(
             {test.name: baselines.top1(scores[test.name], test.labelled.labels) for test in self._tests}
         )
 
-    def _training_free(self, name: str, drawn: Labelled, test: _Test) -> Float[Tensor, "N C"]:
-        if name == TRAINING_FREE[1]:
+    def _baseline(self, cell: Cell, drawn: Labelled, test: _Test) -> Float[Tensor, "N C"]:
+        _, probe, tip_adapter, _ = BASELINES
+        if cell.method == probe:
             return baselines.linear_probe(drawn, test.labelled)
         _, classes = against_classes(self._embedder(self._base), test.part.found, drawn.classes, self._templates(test))
-        return baselines.tip_adapter(drawn, test.labelled, classes, self._base.logit_scale)
+        cache = baselines.Cache(drawn, classes, self._base.logit_scale)
+        chosen = cache.chosen()
+        if cell.method != tip_adapter:
+            cache = cache.trained(*chosen, seed=cell.seed)
+        return cache.scores(test.labelled.features, *chosen)
 
-    def _tuned(self, method: Method, cell: Cell) -> ModelEncoder:
-        """Trains, opens the run, and removes it once its weights are read."""
+    def _tuned(self, method: Method, cell: Cell) -> tuple[ModelEncoder, dict[str, float]]:
+        """Trains, opens the run, and removes it once its weights are read. The model, and a share that was chosen."""
         train_part = self._train.of_classes(0, self._learned)
         drawn = train_part.rows(draw(train_part, cell.shots, cell.seed))
         shards = write(self._train, drawn, self._plan.out / "shards" / f"{cell.shots}-{cell.seed}")
@@ -202,12 +229,25 @@ class _Comparison:
         folder = self._plan.out / "runs" / method.name.replace("/", "_") / name
         done = train(self._plan.recipe_of(method, drawn.classes, cell, shards, folder))
         model = open_run(RunFolder(done.root))
+        model, chosen = model.to(self._base.model.logit_scale.device), {}
         if method.tuned_share is not None:
-            model = interpolate(
-                self._build(), merged(model).to(self._base.model.logit_scale.device), method.tuned_share
-            )
+            model, share = merged(model), method.tuned_share
+            if not isinstance(share, float):
+                share = chosen[SHARE] = self._chosen_share(model, cell)
+            model = interpolate(self._build(), model, share)
         shutil.rmtree(done.checkpoints)
-        return ModelEncoder(model.to(self._base.model.logit_scale.device))
+        return ModelEncoder(model), chosen
+
+    def _chosen_share(self, tuned: DualEncoder, cell: Cell) -> float:
+        part, held = self._held_out(cell.shots, cell.seed)
+        pictures = ShardPictures(str(write(part, held, self._plan.out / "held_out" / f"{cell.shots}-{cell.seed}")))
+
+        def figure(encoder: ModelEncoder) -> float:
+            embedder = self._embedder(encoder)
+            seen, classes = against_classes(embedder, embedder.pictures(pictures), held.classes, part.set.templates)
+            return baselines.top1(seen.features @ classes.T, held.labels)
+
+        return between.best(between.sweep(self._build(), tuned, figure))
 
     def _figures(self, encoder: ModelEncoder) -> dict[str, float]:
         found = {}

@@ -1,8 +1,9 @@
 """The comparison as a page: means over seeds with intervals, and curves over the number of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import cycle
 from pathlib import Path
 
 import jinja2
@@ -12,6 +13,7 @@ from diptych import __version__
 from diptych.runfolder import write_text
 from diptych_eval.protocols.baselines import mean_and_interval
 from diptych_eval.protocols.fewshot import Measured
+from diptych_eval.protocols.plan import BASELINES, OWN_FIGURES, SHARE
 from diptych_eval.report.plots import COLOURS, Series, shares
 
 
@@ -22,11 +24,16 @@ class Figure:
     mean: float
     half: float
     """Of its 95% interval; NaN where there is one seed."""
+    gained: float | None = None
+    """Beyond zero-shot, on a set that was not learned from; below 0: forgotten. Zero-shot does not vary: the
+    interval is that of the mean."""
 
     @property
     def text(self) -> str:
         """In percent."""
-        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.half:.1f}" if self.half == self.half else "")
+        interval = f" ± {100 * self.half:.1f}" if self.half == self.half else ""
+        gained = f" ({100 * self.gained:+.1f})" if self.gained is not None else ""
+        return f"{100 * self.mean:.1f}{interval}{gained}"
 
 
 @dataclass(frozen=True)
@@ -56,35 +63,47 @@ class Table:
 
 
 def tables(measured: Sequence[Measured]) -> list[Table]:
-    """One for each figure; what learns from nothing is the same in all columns."""
+    """One for each figure, of the methods that have it; what learns from nothing is the same in all columns."""
     names = list(dict.fromkeys(name for one in measured for name in one.figures))
-    methods = list(dict.fromkeys(one.cell.method for one in measured))
+    colours = dict(zip(dict.fromkeys(one.cell.method for one in measured), cycle(COLOURS), strict=False))
+    return [_table(name, colours, measured) for name in names]
+
+
+def _table(name: str, colours: Mapping[str, str], measured: Sequence[Measured]) -> Table:
     shots = tuple(sorted({one.cell.shots for one in measured} - {0}))
-    return [_table(name, methods, shots, measured) for name in names]
+    having = {one.cell.method for one in measured if name in one.figures}
+    base = next((one.figures.get(name) for one in measured if one.cell.method == BASELINES[0]), None)
 
-
-def _table(name: str, methods: list[str], shots: tuple[int, ...], measured: Sequence[Measured]) -> Table:
     def figure(method: str, count: int) -> Figure | None:
         values = [
             one.figures[name]
             for one in measured
             if one.cell.method == method and one.cell.shots in (0, count) and name in one.figures
         ]
-        return Figure(*mean_and_interval(values)) if values else None
+        if not values:
+            return None
+        mean, half = mean_and_interval(values)
+        compared = base is not None and name not in OWN_FIGURES and method != BASELINES[0]
+        return Figure(mean, half, mean - base if compared and base is not None else None)
 
-    rows = [[figure(method, count) for count in shots] for method in methods]
-    best = [max((one.mean for one in column if one is not None), default=0.0) for column in zip(*rows, strict=True)]
+    rows = {method: [figure(method, count) for count in shots] for method in colours if method in having}
+    best = [
+        max((one.mean for one in column if one is not None), default=0.0) for column in zip(*rows.values(), strict=True)
+    ]
     return Table(
         {"top1": "top-1"}.get(name, name.replace("_", " ")),
         shots,
         tuple(
             Row(
                 method,
-                COLOURS[number % len(COLOURS)],
+                colours[method],
                 tuple(figures),
-                tuple(one is not None and one.mean == top for one, top in zip(figures, best, strict=True)),
+                tuple(
+                    name != SHARE and one is not None and one.mean == top
+                    for one, top in zip(figures, best, strict=True)
+                ),
             )
-            for number, (method, figures) in enumerate(zip(methods, rows, strict=True))
+            for method, figures in rows.items()
         ),
     )
 
@@ -103,7 +122,12 @@ def write_page(measured: Sequence[Measured], title: str, out: Path) -> None:
     write_text(
         out,
         template.render(
-            title=title, parts=list(zip(shown, plots, strict=True)), style=style, seeds=seeds, version=__version__
+            title=title,
+            parts=list(zip(shown, plots, strict=True)),
+            style=style,
+            seeds=seeds,
+            compares=any(one.gained is not None for table in shown for row in table.rows for one in row.figures if one),
+            version=__version__,
         ),
     )
 

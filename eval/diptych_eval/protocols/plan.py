@@ -12,6 +12,12 @@ from diptych.train.recipe import Recipe
 from diptych_eval.embedder import EmbedSettings
 
 _SHARE_OF_WARMUP = 10
+CHOSEN = "chosen"
+"""Of `Method.tuned_share`."""
+SHARE = "tuned_share"
+"""The figure that says what was chosen."""
+OWN_FIGURES = ("top1", "base", "new", "harmonic_mean", SHARE)
+"""All others are of further sets."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +30,21 @@ class Method(Config):
     """Keys of a run's configuration over the plan's. Adapters that read classes get their names from the set."""
     epochs: int | None = None
     """Times that each picture is seen; none: the plan's."""
-    tuned_share: float | None = None
+    tuned_share: float | Literal["chosen"] | None = None
     """Weights are put between the base's and the tuned ones, this share of the way, after training (WiSE-FT,
-    arXiv:2109.01903; 0.5 where nothing can be held out to choose it on). None: as they are."""
+    arXiv:2109.01903; 0.5 where nothing can be held out to choose it on). `chosen`: the tenth that does best on held-out
+    pictures, as many of each class as shots or as there are, of the root's part `val` where there is one, else of those
+    of `train` that were not drawn; they are pictures beyond the shots. None: weights as they are."""
+
+    frozen_first: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that learn in the second half of the run alone (`stages`): `[image_tower]`,
+    with the adapter `classifier`, is LP-FT (arXiv:2202.10054)."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
-        if self.tuned_share is not None and not 0 <= self.tuned_share <= 1:
-            raise ValueError(f"tuned_share must lie in [0, 1], not {self.tuned_share}")
+        if isinstance(self.tuned_share, float) and not 0 <= self.tuned_share <= 1:
+            raise ValueError(f"tuned_share must lie in [0, 1], or be chosen, not {self.tuned_share}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,13 @@ class OtherSet(Config):
     name: str
     """What its column is called."""
     root: str
-    """As the plan's, of which only `test` is read; with classes of its own."""
+    """As the plan's, of which only `test` is read. With the plan's classes it is a shift of domain, and everything that
+    was learned is measured on it; with classes of its own it is another data set (cross-dataset), read by their
+    names."""
+
+    def __post_init__(self) -> None:
+        if self.name in OWN_FIGURES:
+            raise ValueError(f"another set must not be called {self.name!r}, as a figure is")
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,8 @@ class FewShotPlan(Config):
     recipe: dict[str, Any]
     """Keys of a run's configuration for all methods: `model.towers` names the base."""
     methods: tuple[Method, ...] = ()
-    """Ways of tuning; zero-shot, linear probe and Tip-Adapter, which train nothing, are always there."""
+    """Ways of tuning; zero-shot, linear probe, Tip-Adapter and Tip-Adapter-F, which leave the model as it is, are
+    always there."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Pictures of each class."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -81,8 +100,8 @@ class FewShotPlan(Config):
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
         names = [method.name for method in self.methods]
-        if len(set(names)) < len(names) or set(names) & set(TRAINING_FREE):
-            raise ValueError(f"methods must have different names, and none of {', '.join(TRAINING_FREE)}")
+        if len(set(names)) < len(names) or set(names) & set(BASELINES):
+            raise ValueError(f"methods must have different names, and none of {', '.join(BASELINES)}")
 
     def recipe_of(self, method: Method, names: tuple[str, ...], cell: "Cell", shards: Path, run: Path) -> Recipe:
         """The run of one cell.
@@ -98,6 +117,8 @@ class FewShotPlan(Config):
         total = max(pictures * (method.epochs or self.epochs) // batch, 1) * batch
         data = {"shards": str(shards), "lanes": 1, "workers": 0, "labels": True}
         given = {"run": str(run), "seed": cell.seed, "global_batch": batch, "total_samples": total, "model": model}
+        if method.frozen_first:
+            given["stages"] = [{"until_samples": max(total // 2, 1), "frozen": list(method.frozen_first)}]
         base: dict[str, Any] = {
             "data": data,
             "log": {"tensorboard": False},
@@ -106,7 +127,7 @@ class FewShotPlan(Config):
         return from_tree(Recipe, merge(merge(base, tree), given), where=f"method {method.name}")
 
 
-TRAINING_FREE = ("zero-shot", "linear probe", "Tip-Adapter")
+BASELINES = ("zero-shot", "linear probe", "Tip-Adapter", "Tip-Adapter-F (trained keys)")
 
 
 @dataclass(frozen=True)

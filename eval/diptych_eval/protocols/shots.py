@@ -67,6 +67,21 @@ def draw(train: Labelled, shots: int, seed: int) -> Int[Tensor, " n"]:
     return torch.cat([rows[:shots] for rows in order])
 
 
+def hold_out(part: Labelled, shots: int, seed: int, *, behind: int) -> Int[Tensor, " n"]:
+    """Rows to choose on: so many of each class, or as many as there are, behind the first ones of its draw.
+
+    Raises:
+        DataError: nothing is left of a class.
+    """
+    order = [rows[behind:] for rows in shuffled_classes(part, seed, "shots")]
+    if bare := [name for name, rows in zip(part.classes, order, strict=True) if not len(rows)]:
+        raise DataError(
+            f"nothing is left to choose tuned_share on ({len(bare):,} classes, {bare[0]!r} the first) · {part.where} · "
+            "add a folder `val`, leave out the most shots, or give a number such as 0.5"
+        )
+    return torch.cat([rows[:shots] for rows in order])
+
+
 def write(part: Part, drawn: Labelled, folder: Path) -> Path:
     """A shard of the drawn pictures: picture, .cls and, from the set's first template, .txt; the folder."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ def add(verbs: Any) -> None:
         verbs,
         "fewshot",
         _fewshot,
-        "compare ways of tuning on few pictures of each class, over draws, beside methods that train nothing",
+        "compare ways of tuning on few pictures of each class, over draws, beside baselines that do not",
         example="diptych fewshot configs/tune/fewshot.yaml root=pets out=runs/pets",
         keys="diptych_eval.protocols.plan:FewShotPlan",
     )
@@ -71,11 +71,11 @@ def _interpolate(options: argparse.Namespace) -> dict[str, Any]:
     values: dict[str, Any] = {"folder": str(options.out), "share": options.share}
     if options.choose is not None:
         from diptych.config import load as load_config
-        from diptych_eval.protocols.between import sweep
+        from diptych_eval.protocols.between import best, headline_mean, sweep
         from diptych_eval.suite import EvalConfig
 
-        found = sweep(base, tuned, load_config(EvalConfig, options.choose))
-        values["share"] = max(found, key=lambda share: found[share])
+        found = sweep(base, tuned, headline_mean(load_config(EvalConfig, options.choose)))
+        values["share"] = best(found)
         values["by_share"] = {f"{share:g}": figure for share, figure in found.items()}
     target.export(interpolate(base, tuned, values["share"]), options.out, overwrite=options.overwrite)
     return values

@@ -1,4 +1,4 @@
-"""A run's first part on smaller pictures and shorter captions (CLIPA, arXiv:2305.07017).
+"""A run's first part on smaller pictures and shorter captions (CLIPA, arXiv:2305.07017), or with less that learns.
 
 Which stage a batch belongs to is a pure function of its first slot, so that ranks, workers and a resumed run agree on
 it without a word. Slots count the samples read. They equal `samples_seen` until a guard goes back to a checkpoint: the
@@ -14,7 +14,7 @@ from diptych.config import Config
 
 @dataclass(frozen=True)
 class Stage(Config):
-    """What batches are made of up to a point of the run."""
+    """What batches are made of, and what learns from them, up to a point of the run."""
 
     until_samples: int
     """Its batches are those that begin before this sample of the run; above that of the stage before."""
@@ -22,6 +22,9 @@ class Stage(Config):
     """Side of the pictures, pixels; one that the image tower takes. None: the model's own."""
     context_length: int | None = None
     """Token ids of a caption; longer ones are cut and keep their end-of-text token. None: the model's own, the most."""
+    frozen: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that do not learn yet: `[image_tower]` trains what stands on it first
+    (LP-FT, arXiv:2202.10054). On one process, or under plain DDP."""
 
     def __post_init__(self) -> None:
         for name in ("until_samples", "image_size", "context_length"):
@@ -52,13 +55,18 @@ class Form:
     """Token ids of a caption, at most."""
 
 
+def stage_at(slot: int, stages: Sequence[Stage]) -> Stage | None:
+    """That of the batch that begins at this slot; none behind the last one."""
+    return next((stage for stage in stages if slot < stage.until_samples), None)
+
+
 def form_at(slot: int, stages: Sequence[Stage], whole: Form) -> Form:
     """The form of the batch that begins at this slot.
 
     Args:
         whole: the model's own, behind the last stage and where a stage says nothing.
     """
-    for stage in stages:
-        if slot < stage.until_samples:
-            return Form(stage.image_size or whole.image_size, stage.context_length or whole.context_length)
-    return whole
+    stage = stage_at(slot, stages)
+    if stage is None:
+        return whole
+    return Form(stage.image_size or whole.image_size, stage.context_length or whole.context_length)

@@ -120,9 +120,14 @@ class Engine:
             for each in untrained:
                 zero.divide(each, self._zero)
 
-    def wrap(self, model: nn.Module, optimizer: Optimizer, *, local_batch: int) -> tuple[nn.Module, Optimizer]:
+    def wrap(
+        self, model: nn.Module, optimizer: Optimizer, *, local_batch: int, thaws: bool = False
+    ) -> tuple[nn.Module, Optimizer]:
         """The model as the training step calls it: itself, or within what averages its gradients; and its optimizer.
         Every rank must call, with the same weights.
+
+        Args:
+            thaws: some of what learns does not do so all the time (plain DDP only).
 
         Raises:
             ConfigError: ZeRO cannot divide what this optimizer works on.
@@ -136,8 +141,11 @@ class Engine:
         if self._way != "ddp":
             return model, optimizer
         devices = [self.device.index] if self.device.type == "cuda" else None
-        # The loss sees to it that every parameter takes part; looking for those that do not would cost each step.
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True), optimizer
+        # Else the loss sees to it that every parameter takes part; looking for those that do not would cost each step.
+        wrapped = DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=thaws
+        )
+        return wrapped, optimizer
 
     def autocast(self) -> AbstractContextManager[None]:
         """Where the forward pass runs in bf16, if the run does."""

@@ -49,13 +49,8 @@ def train(recipe: Recipe, evaluator: Evaluator | None = None) -> RunFolder:
 
 def _train(recipe: Recipe, engine: Engine, evaluator: Evaluator | None) -> RunFolder:
     log.info("ranks=%d way=%s device=%s", engine.ranks.world_size, engine.way, engine.device)
-    if engine.way not in ("single", "ddp") and recipe.optim.algorithm == "muon":
-        raise ConfigError("Muon needs whole matrices, not slices · optim.algorithm · use adamw, or plain DDP")
+    _check_way(recipe, engine)
     check_installed(recipe.log)
-    if engine.way != "single" and any(adapter.choice_name == "compress" for adapter in recipe.model.adapters):
-        raise ConfigError(
-            "compressed weights cannot be shared among ranks · model.adapters: compress · use one process"
-        )
     run = _open_run(recipe, engine)
     model = dual_encoder.build(recipe.model, seed=recipe.seed)
     log.info("parameters=%d trained=%d", *dual_encoder.count(model))
@@ -71,14 +66,27 @@ def _train(recipe: Recipe, engine: Engine, evaluator: Evaluator | None) -> RunFo
     speed.prepare(model, recipe.speed)
     engine.shard(model, *_untrained(engine, ema, teacher))
     local_batch = recipe.global_batch // engine.ranks.world_size
-    wrapped, optimizer = engine.wrap(model, optimizers.build(recipe.optim, model, loss), local_batch=local_batch)
-    state = TrainState(model, wrapped, loss, optimizer, ema, Guard(recipe.guard, engine.device), teacher)
+    optimizer = optimizers.build(recipe.optim, model, loss)
+    wrapped, divided = engine.wrap(model, optimizer, local_batch=local_batch, thaws=recipe.thaws)
+    state = TrainState(model, wrapped, loss, divided, ema, Guard(recipe.guard, engine.device), teacher)
     if restore_newest(run.checkpoints, state):
         log.info("resumed step=%d samples_seen=%d run=%s", state.step, state.samples_seen, run.root)
     num_shards = sum(len(source.shards) for source in loader.sources)
     with Reporter(recipe, engine, run, state, evaluator=evaluator, num_shards=num_shards) as reporter:
         _run_steps(recipe, engine, run, state, loader, reporter)
     return run
+
+
+def _check_way(recipe: Recipe, engine: Engine) -> None:
+    """Raises ConfigError where a run cannot be divided as the launcher asks."""
+    if engine.way not in ("single", "ddp") and recipe.optim.algorithm == "muon":
+        raise ConfigError("Muon needs whole matrices, not slices · optim.algorithm · use adamw, or plain DDP")
+    if engine.way != "single" and any(adapter.choice_name == "compress" for adapter in recipe.model.adapters):
+        raise ConfigError(
+            "compressed weights cannot be shared among ranks · model.adapters: compress · use one process"
+        )
+    if engine.way not in ("single", "ddp") and recipe.thaws:
+        raise ConfigError("slices learn all the time · stages: frozen · use one process, or plain DDP")
 
 
 def _untrained(engine: Engine, ema: Ema[DualEncoder] | None, teacher: Teacher | None) -> list[DualEncoder]:
@@ -132,6 +140,7 @@ def _run_steps(
     recipe: Recipe, engine: Engine, run: RunFolder, state: TrainState, loader: Loader, reporter: Reporter
 ) -> None:
     state.wrapped.train()
+    thaw = stages.Thaw(state.model, recipe.stages)
     bar_text = f"training {run.root.name}"
     first_step, before = state.step, state.samples_seen
     with (
@@ -144,6 +153,7 @@ def _run_steps(
             before = state.samples_seen
             with reporter.throughput.waiting(), record_function("diptych.data_wait"):
                 batch = next(batches)
+            thaw.at(batch.cursors.slot - recipe.global_batch)
             result = step.run(recipe, engine, state, batch)
             status = reporter.after_step(result)
             bar.advance(status=status)

@@ -139,6 +139,11 @@ class Recipe(Config):
         """Optimizer steps of the whole run."""
         return self.total_samples // self.global_batch
 
+    @property
+    def thaws(self) -> bool:
+        """Whether some of what learns is frozen in a stage."""
+        return any(stage.frozen for stage in self.stages)
+
     def is_logged(self, step: int) -> bool:
         """Whether optimizer step `step`, from 1, has a line in metrics.jsonl: ranks meet there."""
         return step % self.log.every_steps == 0 or step == self.total_steps

@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "lora": ([LORA], {}),
     "context": ([prompts()], OVER_CLASSES),
     "lora over classes": ([LORA, {"type": "class_names", "classes": NAMES}], OVER_CLASSES),
+    "classifier": ([{"type": "classifier", "classes": NAMES}], OVER_CLASSES),
     "conditional_context": ([prompts(type="conditional_context", words=None)], OVER_CLASSES),
     "compositional": ([prompts(type="compositional", dropout=0.0, **PAIRS)], OVER_CLASSES),
     "mixture": ([prompts(type="mixture", groups=GROUPS, length=None)], OVER_CLASSES),

@@ -89,7 +89,7 @@ class Pairs:
             if (count := len(self.numbers.get(name, ()))) != 1:
                 raise ConfigError(
                     f"class {name!r} is {'no pair' if not count else f'{count} pairs'} of an attribute and an object · "
-                    "model.adapters: attributes, objects, pattern · name both parts"
+                    "attributes, objects, pattern · name both parts"
                 )
         return [self.numbers[name][0] for name in names]
 

@@ -91,11 +91,11 @@ class ClassPrompts(nn.Module):
         """Unit-norm features of plain texts, through which nothing learns. Remembered in training while the text tower
         stays as it is."""
         key = tuple(texts)
-        if self._fixed is not None and self._fixed[0] == key and self.training:
+        learns = any(parameter.requires_grad for parameter in model.text_tower.parameters())
+        if self._fixed is not None and self._fixed[0] == key and self.training and not learns:
             return self._fixed[1]
         tokens = slotted(model.tokenizer, key).tokens.to(model.logit_scale.device)
         features = torch.cat([model.encode_text(rows) for rows in tokens.split(_AT_ONCE)])
-        learns = any(parameter.requires_grad for parameter in model.text_tower.parameters())
         # Not of a copy that is averaged: nothing in it learns, and it moves all the same. It is never in training.
         self._fixed = (key, features) if self.training and not learns else None
         return features

@@ -23,8 +23,7 @@ class ClassNames(ClassAdapter, name="class_names"):
     """With `{}` where the name stands; a class's feature is the mean of its prompts', brought to unit norm again."""
 
     def __post_init__(self) -> None:
-        if not self.templates or any("{}" not in template for template in self.templates):
-            raise ValueError("templates must hold at least one, each with {} for the name")
+        check_templates(self.templates)
 
     def build(self, model: "DualEncoder") -> ClassPrompts:
         """See ClassAdapter."""
@@ -33,6 +32,12 @@ class ClassNames(ClassAdapter, name="class_names"):
     def merge(self, model: "DualEncoder") -> None:
         """See Adapter: nothing was learned here."""
         model.class_prompts = None
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises ValueError where there are none, or one has no place for the name."""
+    if not templates or any("{}" not in template for template in templates):
+        raise ValueError("templates must hold at least one, each with {} for the name")
 
 
 class NamePrompts(ClassPrompts):
@@ -48,5 +53,9 @@ class NamePrompts(ClassPrompts):
 
     def read(self, model: "DualEncoder", image_features: Float[Tensor, "B D"], names: Sequence[str]) -> ClassReading:
         """See ClassPrompts."""
+        return ClassReading(self.features(model, names), image_features)
+
+    def features(self, model: "DualEncoder", names: Sequence[str]) -> Float[Tensor, "C D"]:
+        """Of unit norm, whatever the picture."""
         features = model.encode_text(self.texts(model, names).tokens).unflatten(0, (len(names), len(self.templates)))
-        return ClassReading(F.normalize(features.mean(1), dim=-1), image_features)
+        return F.normalize(features.mean(1), dim=-1)
