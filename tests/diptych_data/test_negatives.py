@@ -473,7 +473,10 @@ def test_the_verb_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture
     shards = hard_shards(tmp_path / "in")
     assert main(["data", "negatives", str(shards), str(tmp_path / "out"), "refine=null", "workers=1"]) == 0
     text = capsys.readouterr().out
-    assert "of 28 samples in 4 shards" in text
+    assert "for 24 of 28 samples in 4 shards" in text
+    dropped = ["refine=null", "workers=1", "without=drop"]
+    assert main(["data", "negatives", str(shards), str(tmp_path / "o3"), *dropped]) == 0
+    assert "for 24 of 28 samples in 4 shards" in capsys.readouterr().out
     assert "replace object" in text
     assert main(["data", "negatives", str(shards), str(tmp_path / "o2"), "refine=null", "workers=1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 28

@@ -46,7 +46,8 @@ def _negatives(options: argparse.Namespace) -> Outcome:
 
     given = {"shards": options.shards, "out": str(options.out), "overwrite": options.overwrite}
     summary = negatives(configured(NegativesOptions, given, options.settings, where="diptych data negatives"))
-    text = f"{summary.negatives:,} negatives for {summary.samples - summary.without:,} of {summary.samples:,} samples"
+    usable = summary.samples + summary.skipped.get("no_negative", 0)
+    text = f"{summary.negatives:,} negatives for {usable - summary.without:,} of {usable:,} samples"
     text += f" in {summary.shards:,} shards: {summary.out}"
     added = [f"{name} {count:,}" for name, count in summary.positives.items() if count]
     added += [f"counter-images {summary.images:,}"] if summary.images else []
