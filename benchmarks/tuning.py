@@ -2,6 +2,7 @@
 
 python benchmarks/tuning.py shots     # k pictures of each group by an artist that training never saw; base to new
 python benchmarks/tuning.py pairs     # skin tone x person: trained on some pairs, measured on all
+python benchmarks/tuning.py keeping   # one more artist: what is learned of it, and forgotten of those before
 python benchmarks/tuning.py cost      # seconds and memory of a step, LoRA and everything
 
 Needs `make demo` (pictures, shards and the base, demo/run). Prints Markdown.
@@ -19,13 +20,18 @@ from typing import Any
 import torch
 
 from diptych.bench.isolated import PeakMeter, hardware, in_process
-from diptych.config import from_tree, load
+from diptych.config import from_tree, load, merge, read_yaml
 from diptych.data import index
+from diptych.encoder import ModelEncoder
 from diptych.encoder import load as load_model
 from diptych.models import dual_encoder
-from diptych.models.dual_encoder import ModelConfig
+from diptych.models.dual_encoder import DualEncoder, ModelConfig
+from diptych.models.interpolate import interpolate
+from diptych.models.merge import merged
+from diptych.models.run import open_run
 from diptych.optim import optimizers
 from diptych.optim.optimizers import OptimConfig
+from diptych.runfolder import RunFolder
 from diptych.testing import TinySample, write_shard
 from diptych.train.loop import train
 from diptych.train.recipe import Recipe
@@ -34,6 +40,7 @@ from diptych_eval.protocols import fewshot, page
 from diptych_eval.protocols.baselines import mean_and_interval
 from diptych_eval.protocols.plan import FewShotPlan
 from diptych_eval.tasks.unseen_pairs import UnseenPairs
+from diptych_eval.tasks.zeroshot import ZeroShot
 
 PICTURES, BASE = Path("demo/pictures"), "demo/run"
 TEST_SHARE = 4
@@ -56,8 +63,7 @@ def shots(work: Path) -> None:
     """Groups of Unicode, drawn by OpenMoji; a quarter of the pictures is measured."""
     for row in rows("openmoji_seen", "openmoji_unseen"):
         if row["group"] != "Component":
-            is_test = hashlib.sha256(row["code"].encode()).digest()[0] % TEST_SHARE == 0
-            folder = work / "groups" / ("test" if is_test else "train") / row["group"]
+            folder = work / "groups" / ("test" if _is_test(row) else "train") / row["group"]
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(PICTURES / row["image"], folder)
     for split in ("all", "base_to_new"):
@@ -135,6 +141,76 @@ def _tune(work: Path, name: str, adapters: list[dict[str, Any]], seed: int) -> s
     return str(train(from_tree(Recipe, tree)).root)
 
 
+# --- keeping -----------------------------------------------------------------------------------------------------
+
+ALL_LEARN: dict[str, Any] = {"optim": {"peak_lr": 3e-4}}
+LORA: dict[str, Any] = {
+    "model": {"adapters": [{"type": "lora", "rank": 24, "alpha": 96}]},
+    "optim": {"peak_lr": 2e-3},
+}
+KEEPING: dict[str, tuple[dict[str, Any], bool, float]] = {
+    "full": (ALL_LEARN, False, 1.0),
+    "full, half way (WiSE-FT)": (ALL_LEARN, False, 0.5),
+    "full, a quarter replayed": (ALL_LEARN, True, 1.0),
+    "LoRA": (LORA, False, 1.0),
+    "LoRA, a quarter replayed": (LORA, True, 1.0),
+}
+"""Name → settings, whether old pictures are mixed in, and how far from the base to the tuned weights the model lies."""
+
+
+def keeping(work: Path) -> None:
+    """Pairs of OpenMoji tune the base of two other artists; measured among the same names: a quarter of OpenMoji, a
+    third artist, and a part of what the base was trained on."""
+    table = {artist: [row for row in rows(name) if not row["tone"]] for artist, name in
+             (("old", "train"), ("new", "openmoji_seen"), ("other", "fluent_seen"))}  # fmt: skip
+    names = sorted({row["name"] for some in table.values() for row in some})
+    tested = {row["code"] for some in table.values() for row in some if _is_test(row)}
+    folder = work / "keeping"
+    _write(folder / "train", [row for row in table["new"] if row["code"] not in tested], names)
+    for artist, some in table.items():
+        _write(folder / artist / "test", [row for row in some if row["code"] in tested], names)
+        (folder / artist / "classnames.txt").write_text("\n".join(names), encoding="utf-8")
+        (folder / artist / "zeroshot_classification_templates.txt").write_text("{c}\n", encoding="utf-8")
+    heads = ["OpenMoji (new)", "Noto and Twemoji (trained before)", "Fluent (never seen)"]
+    print(f"| zero-shot top-1 among {len(names):,} names | {' | '.join(heads)} |\n|---|{'--:|' * len(heads)}")
+    base = _top1(load_model(BASE).model, folder)
+    print(f"| before | {' | '.join(f'{100 * value:.1f}' for value in base)} |", flush=True)
+    for name, (settings, replays, share) in KEEPING.items():
+        tuned = [_top1(_kept(work, settings, seed, replays=replays, share=share), folder) for seed in SEEDS]
+        cells = [page.Figure(*mean_and_interval(list(values))).text for values in zip(*tuned, strict=True)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _is_test(row: dict[str, str]) -> bool:
+    return hashlib.sha256(row["code"].encode()).digest()[0] % TEST_SHARE == 0
+
+
+def _kept(work: Path, settings: dict[str, Any], seed: int, *, replays: bool, share: float) -> DualEncoder:
+    """The tuned model; the same run serves all shares."""
+    kind = "-".join(("lora" if "model" in settings else "full", "replay" if replays else "alone", str(seed)))
+    new = {"name": "new", "shards": str(work / "keeping/train"), "weight": 3, "lanes": 1}
+    old = {"name": "old", "shards": "demo/shards/train", "weight": 1, "lanes": 6}
+    own = {"captions": {"views": [{"columns": ["txt"]}]}}, {"captions": {"views": [{"columns": ["name"]}]}}
+    tree = {
+        "run": str(work / "runs" / f"keeping-{kind}"),
+        "seed": seed,
+        "data": {"sources": [new | own[0], old | own[1]] if replays else [new | own[0]]},
+    }
+    recipe = merge(
+        merge(read_yaml(Path("configs/tune/replay.yaml")), {"total_samples": 20480, "data": {"workers": 0}}), tree
+    )
+    recipe["model"] = {"towers": {"type": "run", "run": BASE}}
+    recipe["evaluate"] = {}
+    run = train(from_tree(Recipe, merge(recipe, settings)))
+    tuned = merged(open_run(RunFolder(run.root)))
+    return tuned if share == 1 else interpolate(load_model(BASE).model, tuned, share)
+
+
+def _top1(model: DualEncoder, folder: Path) -> list[float]:
+    embedder = Embedder(ModelEncoder(model))
+    return [ZeroShot(part, str(folder / part)).run(embedder).metrics["top1"] for part in ("new", "old", "other")]
+
+
 # --- cost --------------------------------------------------------------------------------------------------------
 
 COSTED: dict[str, list[dict[str, Any]]] = {
@@ -181,10 +257,10 @@ def _cost(adapters: list[dict[str, Any]]) -> tuple[int, float, float, int]:
 def main() -> None:
     """One of the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("shots", "pairs", "cost"))
+    parser.add_argument("what", choices=("shots", "pairs", "keeping", "cost"))
     parser.add_argument("--work", type=Path, default=Path("runs/tuning"), help="folder of runs and sets")
     options = parser.parse_args()
-    {"shots": shots, "pairs": pairs, "cost": cost}[options.what](options.work)
+    {"shots": shots, "pairs": pairs, "keeping": keeping, "cost": cost}[options.what](options.work)
 
 
 if __name__ == "__main__":
