@@ -2,7 +2,7 @@
 
 python benchmarks/tuning.py shots     # k pictures of each group by an artist that training never saw; base to new
 python benchmarks/tuning.py pairs     # skin tone x person: trained on some pairs, measured on all
-python benchmarks/tuning.py keeping   # one more artist: what is learned of it, and forgotten of those before
+python benchmarks/tuning.py keeping   # new names: how far they are learned, and old ones forgotten
 python benchmarks/tuning.py cost      # seconds and memory of a step, LoRA and everything
 
 Needs `make demo` (pictures, shards and the base, demo/run). Prints Markdown.
@@ -158,20 +158,27 @@ KEEPING: dict[str, tuple[dict[str, Any], bool, float]] = {
 """Name → settings, whether old pictures are mixed in, and how far from the base to the tuned weights the model lies."""
 
 
+KEPT = {"new": "fluent_unseen", "old": "train", "others": "fluent_seen"}
+"""What is measured → table."""
+
+
 def keeping(work: Path) -> None:
-    """Pairs of OpenMoji tune the base of two other artists; measured among the same names: a quarter of OpenMoji, a
-    third artist, and a part of what the base was trained on."""
-    table = {artist: [row for row in rows(name) if not row["tone"]] for artist, name in
-             (("old", "train"), ("new", "openmoji_seen"), ("other", "fluent_seen"))}  # fmt: skip
+    """New names from OpenMoji's pictures; measured among all names: Fluent's pictures of the new names and of the old
+    ones, and a quarter of the pictures that the base was trained on."""
+    table = {name: [row for row in rows(name) if not row["tone"]] for name in (*KEPT.values(), "openmoji_unseen")}
     names = sorted({row["name"] for some in table.values() for row in some})
-    tested = {row["code"] for some in table.values() for row in some if _is_test(row)}
+    learned = {row["name"] for row in table["openmoji_unseen"]}
     folder = work / "keeping"
-    _write(folder / "train", [row for row in table["new"] if row["code"] not in tested], names)
-    for artist, some in table.items():
-        _write(folder / artist / "test", [row for row in some if row["code"] in tested], names)
-        (folder / artist / "classnames.txt").write_text("\n".join(names), encoding="utf-8")
-        (folder / artist / "zeroshot_classification_templates.txt").write_text("{c}\n", encoding="utf-8")
-    heads = ["OpenMoji (new)", "Noto and Twemoji (trained before)", "Fluent (never seen)"]
+    _write(folder / "train", table["openmoji_unseen"], names)
+    counts = {}
+    for part, name in KEPT.items():
+        measured = [row for row in table[name] if (row["name"] in learned if part == "new" else _is_test(row))]
+        _write(folder / part / "test", measured, names)
+        (folder / part / "classnames.txt").write_text("\n".join(names), encoding="utf-8")
+        (folder / part / "zeroshot_classification_templates.txt").write_text("{c}\n", encoding="utf-8")
+        counts[part] = len(measured)
+    heads = [f"new names, by Fluent ({counts['new']})", f"old pictures ({counts['old']})",
+             f"old names, by Fluent ({counts['others']})"]  # fmt: skip
     print(f"| zero-shot top-1 among {len(names):,} names | {' | '.join(heads)} |\n|---|{'--:|' * len(heads)}")
     base = _top1(load_model(BASE).model, folder)
     print(f"| before | {' | '.join(f'{100 * value:.1f}' for value in base)} |", flush=True)
@@ -196,11 +203,10 @@ def _kept(work: Path, settings: dict[str, Any], seed: int, *, replays: bool, sha
         "seed": seed,
         "data": {"sources": [new | own[0], old | own[1]] if replays else [new | own[0]]},
     }
-    recipe = merge(
-        merge(read_yaml(Path("configs/tune/replay.yaml")), {"total_samples": 20480, "data": {"workers": 0}}), tree
-    )
-    recipe["model"] = {"towers": {"type": "run", "run": BASE}}
-    recipe["evaluate"] = {}
+    images = read_yaml(Path("configs/pretrain/emoji.yaml"))["data"]["images"]
+    fixed = {"total_samples": 20480, "global_batch": 128, "data": {"workers": 0, "images": images}}
+    recipe = merge(merge(read_yaml(Path("configs/tune/replay.yaml")), fixed), tree)
+    recipe |= {"model": {"towers": {"type": "run", "run": BASE}}, "evaluate": {}}
     run = train(from_tree(Recipe, merge(recipe, settings)))
     tuned = merged(open_run(RunFolder(run.root)))
     return tuned if share == 1 else interpolate(load_model(BASE).model, tuned, share)
@@ -208,7 +214,7 @@ def _kept(work: Path, settings: dict[str, Any], seed: int, *, replays: bool, sha
 
 def _top1(model: DualEncoder, folder: Path) -> list[float]:
     embedder = Embedder(ModelEncoder(model))
-    return [ZeroShot(part, str(folder / part)).run(embedder).metrics["top1"] for part in ("new", "old", "other")]
+    return [ZeroShot(part, str(folder / part)).run(embedder).metrics["top1"] for part in KEPT]
 
 
 # --- cost --------------------------------------------------------------------------------------------------------
