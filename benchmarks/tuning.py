@@ -221,8 +221,8 @@ def _top1(model: DualEncoder, folder: Path) -> list[float]:
 
 COSTED: dict[str, list[dict[str, Any]]] = {
     "everything": [],
-    "LoRA, queries and values": [{"type": "lora", "rank": 4, "targets": ["q_proj", "v_proj"]}],
-    "LoRA, all layers": [{"type": "lora", "rank": 4}],  # as in `shots`
+    "LoRA, queries and values": [{"type": "lora", "rank": 24, "targets": ["q_proj", "v_proj"]}],
+    "LoRA, all layers": [{"type": "lora", "rank": 24}],  # as in `shots`
 }
 MODEL, BATCH, STEPS, WARMUP = "ViT-S-32-alt", 32, 8, 2
 

@@ -203,6 +203,19 @@ def test_two_processes_train_like_one(
         torch.testing.assert_close(column(tmp_path / "two", name), column(tmp_path / "one", name), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_the_head_learns_once_the_towers_have(tmp_path: Path) -> None:
+    """Knowing nothing gives 0.6365, one pair of three being right."""
+    for number in range(4):
+        samples = [make.tiny_sample(f"s{number}{i}", caption=f"number {4 * i + number} fox") for i in range(8)]
+        make.write_shard(tmp_path / "shards" / f"{number:06d}.tar", samples)
+    keys = {"total_samples": 9600, "global_batch": 32, "optim": {"peak_lr": 3e-3}}
+    loop.train(recipe(tmp_path / "shards", tmp_path / "run", **keys))
+    found = column(tmp_path / "run", "matching")
+    assert found[0] > 0.6
+    assert max(found[-10:]) < 0.2
+
+
 def test_without_weight_it_is_coca(shards: Path, tmp_path: Path) -> None:
     none = {"regularisers": [{"type": "caption"}, {"type": "matching", "weight": 0.0}]}
     loop.train(recipe(shards, tmp_path / "with", objective=none))
