@@ -5,51 +5,50 @@ all others, as they were.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diptych_eval.embedder import EmbeddedSet, Embedder
 from diptych_eval.metrics import Right
-
-_ROWS = 512
+from diptych_eval.neighbours import nearest
 
 
 def ranks_again(
     embedder: Embedder, found: EmbeddedSet, texts: tuple[str, ...], right: Right, k: int
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " M"]]:
-    """Ranks of the matching head among the nearest k; 0 where nothing right is among them. Every rank must call.
+    """Ranks of the matching head among the nearest k and what ties for the last place; 0 where nothing right is among
+    them. Every rank must call.
 
     Raises:
         DataError: the model has no matching head.
     """
     features = embedder.texts(texts)
-    of_image, of_text = nearest(found.features, features, k), nearest(features, found.features, k)
-    images = torch.cat([_numbers(of_image), of_text.flatten()])
-    captions = torch.cat([of_image.flatten(), _numbers(of_text)])
-    logits = embedder.matches(found, texts, images, captions)
-    sets = [frozenset(places) for places in right]
-    is_right = torch.tensor([place in sets[row] for row, place in zip(images.tolist(), captions.tolist(), strict=True)])
-    split = of_image.numel()
+    images, their_texts = _pairs(found.features, features, k)
+    captions, their_images = _pairs(features, found.features, k)
+    rows, places = torch.cat([images, their_images]), torch.cat([their_texts, captions])
+    logits = embedder.matches(found, texts, rows, places)
+    sets = [frozenset(some) for some in right]
+    is_right = torch.tensor([place in sets[row] for row, place in zip(rows.tolist(), places.tolist(), strict=True)])
+    of_images, of_texts = slice(None, len(images)), slice(len(images), None)
     return (
-        ranks_within(logits[:split].view_as(of_image), is_right[:split].view_as(of_image)),
-        ranks_within(logits[split:].view_as(of_text), is_right[split:].view_as(of_text)),
+        ranks_within(images, logits[of_images], is_right[of_images], len(found)),
+        ranks_within(captions, logits[of_texts], is_right[of_texts], len(texts)),
     )
 
 
-def nearest(anchors: Float[Tensor, "N D"], candidates: Float[Tensor, "M D"], k: int) -> Int[Tensor, "N K"]:
-    """Places of the k most similar candidates of each anchor, or of all there are."""
-    count = min(k, len(candidates))
-    return torch.cat(
-        [(rows.float() @ candidates.float().T).topk(count, dim=1).indices for rows in anchors.split(_ROWS)]
-    )
+def _pairs(
+    anchors: Float[Tensor, "N D"], candidates: Float[Tensor, "M D"], k: int
+) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+    blocks = list(nearest(anchors, candidates, min(k, len(candidates))))
+    return torch.cat([block.anchors for block in blocks]), torch.cat([block.candidates for block in blocks])
 
 
-def ranks_within(logits: Float[Tensor, "N K"], right: Tensor) -> Int[Tensor, " N"]:
-    """Rank of the best right candidate of each row among the wrong ones, ties against it; 0: there is no right one."""
-    best = logits.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-    ahead = (~(logits < best) & ~right).sum(1) + 1  # so written, NaN counts against the model too
-    return torch.where(right.any(1), ahead, 0)
-
-
-def _numbers(places: Int[Tensor, "N K"]) -> Int[Tensor, " N*K"]:
-    return torch.arange(len(places)).repeat_interleave(places.shape[1])
+def ranks_within(
+    anchors: Int[Tensor, " P"], logits: Float[Tensor, " P"], right: Bool[Tensor, " P"], count: int
+) -> Int[Tensor, " N"]:
+    """Rank of the best right candidate of each of `count` anchors among its wrong ones, ties against it; 0: it has no
+    right one."""
+    best = torch.full((count,), -torch.inf).scatter_reduce(0, anchors[right], logits[right], "amax")
+    ahead = ~(logits < best[anchors]) & ~right  # so written, NaN counts against the model too
+    ranks = torch.ones(count, dtype=torch.long).index_add(0, anchors, ahead.long())
+    return torch.where(torch.bincount(anchors[right], minlength=count) > 0, ranks, 0)

@@ -18,7 +18,7 @@ from diptych.models.dual_encoder import ModelConfig
 from diptych.testing import TINY_CAPTIONER, run_ranks, tiny_sample
 from diptych_eval.embedder import Embedder, EmbedSettings
 from diptych_eval.reading import picture_of
-from diptych_eval.rerank import nearest, ranks_within
+from diptych_eval.rerank import ranks_within
 from diptych_eval.tasks.family import Outcome
 from diptych_eval.tasks.retrieval import Retrieval
 
@@ -104,8 +104,10 @@ def test_ties_and_numbers_that_are_none_count_against_the_model() -> None:
     right = torch.tensor([[True, False, False], [False, True, True], [False, False, False], [True, False, False]])
     nan = float("nan")
     logits = torch.tensor([[1.0, 1.0, 0.0], [5.0, 1.0, 2.0], [1.0, 2.0, 3.0], [nan, 0.0, 1.0]])
-    assert ranks_within(logits, right).tolist() == [2, 2, 0, 3]
-    assert nearest(torch.eye(2), torch.eye(2), 9).shape == (2, 2)
+    anchors = torch.arange(4).repeat_interleave(3)
+    assert ranks_within(anchors, logits.flatten(), right.flatten(), 4).tolist() == [2, 2, 0, 3]
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    assert ranks_within(anchors[order], logits.flatten()[order], right.flatten()[order], 4).tolist() == [2, 2, 0, 3]
 
 
 def test_a_model_without_a_head_is_refused(folder: Path) -> None:

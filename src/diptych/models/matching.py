@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diptych.models.captions import last_places
+
 
 class WrongPairs(NamedTuple):
     """Pictures of a forward pass with captions of others."""
@@ -37,7 +39,6 @@ class MatchHead(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "B L W"], tokens: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """Logits of belonging together, of what the decoder makes of each token."""
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        last = torch.where(tokens != 0, places, 0).amax(1)  # id 0 stands within captions too
-        found: Tensor = self.linear(hidden[torch.arange(len(hidden), device=hidden.device), last])
+        rows = torch.arange(len(hidden), device=hidden.device)
+        found: Tensor = self.linear(hidden[rows, last_places(tokens)])
         return found.squeeze(1).float()

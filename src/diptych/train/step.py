@@ -162,7 +162,7 @@ def _with_wrong_pairs(
     """Each part with wrong pairs of the whole batch that look right, by a pass that sees what the next one will."""
     with torch.no_grad(), engine.autocast(), RandomState().replayed(), record_function("diptych.partners"):
         found = [state.wrapped(part.images, part.tokens) for part in parts]
-    image, text = (torch.cat([getattr(part, f"{m}_features") for part in found]) for m in ("image", "text"))
+    image, text = _joined(found)
     group = state.objective.groups.at(moment.step)
     seed = derive(moment.seed, "partners", moment.step)
     drawn = partners.draw(image, text, found[0].logit_scale, caption_ids, group, seed=seed)
@@ -192,8 +192,13 @@ def _known(
         return known, {}, {}
     with torch.no_grad(), engine.autocast(), record_function("diptych.teacher"):
         taught = [_taught(state, part) for part in parts]
-    image, text = (torch.cat([getattr(t, f"{m}_features") for t in taught]) for m in ("image", "text"))
+    image, text = _joined(taught)
     return known, {"teacher_features": image}, {"teacher_features": text}
+
+
+def _joined(parts: list[Embeddings]) -> tuple[Tensor, Tensor]:
+    """The features of pictures and texts of all parts."""
+    return torch.cat([part.image_features for part in parts]), torch.cat([part.text_features for part in parts])
 
 
 def _checked_labels(model: DualEncoder, batch: Batch) -> Tensor:
